@@ -1,0 +1,54 @@
+"""The command line: `workbench lab` opens JupyterLab on the quickstart."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+QUICKSTART = "notebooks/00_quickstart.ipynb"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the `workbench` command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="workbench", description="Look inside Llama models while they run.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    lab = commands.add_parser("lab", help="open JupyterLab on the quickstart notebook, on this machine only")
+    lab.add_argument("notebook", nargs="?", help=f"a notebook to open instead (default: {QUICKSTART}, if there is one)")
+    lab.add_argument("--port", type=int, default=8888, help="the first port to try (default: 8888)")
+    lab.add_argument("--no-browser", action="store_true", help="print the address instead of opening a browser")
+    options = parser.parse_args(arguments)
+    return _lab(options.notebook, options.port, options.no_browser)
+
+
+def lab_command(notebook: str | None, port: int, no_browser: bool, root: bool) -> list[str]:
+    """The command that starts JupyterLab: loopback only, with a token, asking no other host for news or updates."""
+    command = [sys.executable, "-m", "jupyterlab", *([notebook] if notebook else [])]
+    command += ["--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}"]
+    command += ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    if no_browser:
+        command.append("--no-browser")
+    if root:  # in a container; Jupyter refuses to start as root unless told
+        command.append("--allow-root")
+    return command
+
+
+def _lab(notebook: str | None, port: int, no_browser: bool) -> int:
+    if importlib.util.find_spec("jupyterlab") is None:
+        print("workbench lab: JupyterLab is not installed. Run: pip install 'llama-workbench[lab]'", file=sys.stderr)
+        return 1
+    if notebook is not None and not Path(notebook).is_file():
+        print(f"workbench lab: there is no notebook {notebook}.", file=sys.stderr)
+        return 1
+    if notebook is None and Path(QUICKSTART).is_file():
+        notebook = QUICKSTART
+    root = hasattr(os, "geteuid") and os.geteuid() == 0
+    command = lab_command(notebook, port, no_browser, root)
+    return os.execv(command[0], command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

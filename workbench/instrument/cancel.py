@@ -1,0 +1,43 @@
+"""Stopping a forward between two layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from workbench.model import LlamaForCausalLM, LlamaModel
+
+
+class Cancelled(Exception):
+    """Raised inside a forward that was asked to stop."""
+
+
+@contextmanager
+def cancellable(
+    model: LlamaForCausalLM | LlamaModel, should_stop: Callable[[], bool], on_layer: Callable[[int], None] | None = None
+) -> Iterator[None]:
+    """Makes forwards inside the block raise `Cancelled` before the next layer once `should_stop()` is true.
+
+    `on_layer(i)` is told of every layer that begins. The cache may hold some layers' share of the positions of a
+    cancelled forward: crop it to its length before.
+    """
+    base = model.model if isinstance(model, LlamaForCausalLM) else model
+
+    def check(index: int) -> Callable[[nn.Module, Any], None]:
+        def hook(module: nn.Module, args: Any) -> None:
+            if should_stop():
+                raise Cancelled
+            if on_layer is not None:
+                on_layer(index)
+
+        return hook
+
+    handles = [layer.register_forward_pre_hook(check(i)) for i, layer in enumerate(base.layers)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

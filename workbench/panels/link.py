@@ -1,0 +1,238 @@
+"""Link: what the panels of one session share besides it — the jobs, the status, and who wants to know."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from workbench.generation import Sampler
+from workbench.instrument import Cancelled
+from workbench.session import BusyError, Run, Session
+
+TICK = 0.05  # seconds between two looks at a running job: at most 20 messages a second for each widget
+
+Work = Callable[[Callable[[], bool]], Any]
+Status = dict[str, Any]
+
+
+class Job:
+    """Work on a daemon thread that can be asked to stop. `error` is what it raised, if anything."""
+
+    def __init__(self, label: str, work: Work, after: Job | None = None) -> None:
+        self.label = label
+        self.stopped = threading.Event()
+        self.ended = False
+        self.error: BaseException | None = None
+        self.began = time.monotonic()
+        self.on_end: Callable[[], Any] = lambda: None  # called on the job's own thread
+        self._work, self._after = work, after
+        self.thread = threading.Thread(target=self._run, name=f"workbench-{label}", daemon=True)
+
+    def _run(self) -> None:
+        try:
+            if self._after is not None:
+                self._after.thread.join()
+            self._work(self.stopped.is_set)
+        except BaseException as error:
+            self.error = error
+        self.ended = True
+        self.on_end()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since it was started."""
+        return time.monotonic() - self.began
+
+
+class Link:
+    """One per session; `Link.of(session)` finds it.
+
+    A foreground job (a run, a step) and a background one (the lens) share one model, so a foreground job first makes
+    the background one stop. Listeners are called on the main thread: at every tick of a job, and when it has ended.
+    """
+
+    _links: weakref.WeakKeyDictionary[Session, Link] = weakref.WeakKeyDictionary()
+
+    def __init__(self, session: Session) -> None:
+        self.session = weakref.proxy(session)
+        self.job: Job | None = None
+        self.background: Job | None = None
+        self.status: Status = _status("idle", "Ready. Type a prompt and press Run.")
+        self.lens_wanted = False
+        self._lens_held = False  # the user stopped it: not taken up again before the next run or step
+        self._listeners: list[Callable[[], None]] = []
+        self._ticking = False
+        session.observe(self._text_changed, "revision")
+
+    @classmethod
+    def of(cls, session: Session) -> Link:
+        """The link of a session, made on first use."""
+        if session not in cls._links:
+            cls._links[session] = cls(session)
+        return cls._links[session]
+
+    def subscribe(self, listener: Callable[[], None]) -> None:
+        """Has `listener` called whenever something may have changed; it should be cheap when nothing has."""
+        self._listeners.append(listener)
+
+    def notify(self) -> None:
+        """Calls the listeners."""
+        for listener in list(self._listeners):
+            listener()
+
+    # --- what the page asks for ----------------------------------------------------------------------------------
+
+    def run(self, prompt: str, settings: dict[str, Any]) -> None:
+        """Starts a run of a prompt with the run bar's settings."""
+        session, sampler = self.session, sampler_of(settings)
+        new, chat = int(settings["max_new_tokens"]), bool(settings["chat"])
+        self._start(
+            "run", lambda stop: session.run(prompt, max_new_tokens=new, chat=chat, sampler=sampler, should_stop=stop)
+        )
+
+    def step(self, prompt: str, settings: dict[str, Any]) -> None:
+        """Starts one more token; where there is no text yet, reads the prompt first."""
+        session, sampler = self.session, sampler_of(settings)
+        if session.current is None:
+            self.run(prompt, {**settings, "max_new_tokens": 1})
+        else:
+            self._start("step", lambda stop: session.step(sampler=sampler, should_stop=stop))
+
+    def stop(self) -> None:
+        """Asks whatever runs to stop."""
+        self._lens_held = True
+        for job in (self.job, self.background):
+            if job is not None:
+                job.stopped.set()
+
+    def want_lens(self) -> None:
+        """Says that a panel shows the lens: from now on it is computed whenever the model is free."""
+        self.lens_wanted = True
+        self._start_lens()
+
+    def wait(self, timeout: float = 60.0) -> None:
+        """Blocks until nothing runs any more and tells the listeners: for scripts and tests without an event loop."""
+        end = time.monotonic() + timeout
+        while (job := self.job or self.background) is not None:
+            job.thread.join(max(0.0, end - time.monotonic()))
+            if job.thread.is_alive():
+                raise TimeoutError(f"the {job.label} still goes on after {timeout} s.")
+            self._tick()
+
+    # --- jobs ----------------------------------------------------------------------------------------------------
+
+    def _start(self, label: str, work: Work) -> None:
+        if self.job is not None:
+            raise BusyError(f"A {self.job.label} is still going on. Press Stop first, or wait until it is done.")
+        if self.background is not None:
+            self.background.stopped.set()
+        self._lens_held = False
+        self.job = Job(label, work, after=self.background)
+        self.status = _status("running", "Starting …", elapsed=0.0)
+        self._launch(self.job)
+        self.notify()
+
+    def _start_lens(self) -> None:
+        run = self.session.current
+        if run is None or not self.lens_wanted or self._lens_held or self.job or self.background:
+            return
+        if run.lens is not None and len(run.lens.computed) == run.length and not run.lens.missing():
+            return
+        session = self.session
+        self.background = Job("lens", lambda stop: session.lens(should_stop=stop))
+        self._launch(self.background)
+
+    def _launch(self, job: Job) -> None:
+        """Starts a job and looks at it every `TICK`, and when it ends, on this thread's event loop.
+
+        Without a loop (a script) `wait` looks instead.
+        """
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            loop = None
+        if loop is not None:
+            job.on_end = lambda: loop.call_soon_threadsafe(self._tick)
+            self._watch(loop)
+        job.thread.start()
+
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self._ticking:
+            self._ticking = True
+            loop.call_later(TICK, self._tick_again, loop)
+
+    def _tick_again(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._ticking = False
+        self._tick()
+        if self.job or self.background:
+            self._watch(loop)
+
+    def _tick(self) -> None:
+        job = self.job
+        if job is not None and job.ended:
+            self.job = None
+            self._finish(job)
+        elif job is not None:
+            self._show_progress(job)
+        if self.background is not None and self.background.ended:
+            if self.background.error is not None:
+                self.status = _failure(self.background.error, self.background.elapsed)
+                self._lens_held = True
+            self.background = None
+        self.session.follow()
+        self._start_lens()
+        self.notify()
+
+    def _finish(self, job: Job) -> None:
+        run = self.session.current
+        if isinstance(job.error, Cancelled):
+            kept = "The text before it is kept." if run is not None else "Nothing was read."
+            self.status = _status("stopped", f"Stopped while reading the prompt. {kept}", elapsed=job.elapsed)
+        elif job.error is not None:
+            self.status = _failure(job.error, job.elapsed)
+        else:
+            self.status = _summary(run, job)
+
+    def _show_progress(self, job: Job) -> None:
+        progress = self.session.progress
+        if progress is None:
+            return
+        text = "Stopping …" if job.stopped.is_set() else progress.doing
+        self.status = _status("running", text, progress.done, progress.total, job.elapsed)
+
+    def _text_changed(self, change: Any) -> None:
+        """Also after a run or step from a cell: the panels follow at once, and the lens is brought up to date."""
+        if self.job is None:
+            self._start_lens()
+            self.notify()
+
+
+def sampler_of(settings: dict[str, Any]) -> Sampler:
+    """The run bar's settings as a sampler."""
+    return Sampler(float(settings["temperature"]), 0, float(settings["top_p"]), int(settings["seed"]))
+
+
+def _status(
+    state: str, text: str, done: int | None = None, total: int | None = None, elapsed: float | None = None
+) -> Status:
+    return {"state": state, "text": text, "done": done, "total": total, "elapsed": elapsed}
+
+
+def _failure(error: BaseException, elapsed: float) -> Status:
+    """The error's own words; the kind of error only where it is not one of ours that was written for people."""
+    words = str(error) or type(error).__name__
+    text = words if isinstance(error, ValueError | BusyError) else f"{type(error).__name__}: {words}"
+    return _status("error", text, elapsed=elapsed)
+
+
+def _summary(run: Run | None, job: Job) -> Status:
+    assert run is not None
+    new = run.length - run.prompt_length
+    text = f"{run.prompt_length:,} prompt tokens, {new:,} generated"
+    if job.stopped.is_set():
+        return _status("stopped", f"Stopped. {text}; everything so far is kept.", elapsed=job.elapsed)
+    return _status("done", f"{text}.", elapsed=job.elapsed)

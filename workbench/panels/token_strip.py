@@ -1,0 +1,39 @@
+"""Token strip: the text as tokens, coloured by how the model took each."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from workbench import widgets
+from workbench.panels.panel import Panel
+from workbench.session import Session
+from workbench.views.tokens import token_strip
+
+
+class TokenStrip(Panel):
+    """The current text as chips; a click puts the cursor's query there, an Alt-click its key."""
+
+    def __init__(self, session: Session) -> None:
+        self._shown: object = ()
+        super().__init__(session, widgets.TokenStrip())
+
+    def refresh(self) -> None:
+        """Draws new tokens."""
+        run = self.session.current
+        version = (run, run.length if run else 0)
+        if version == self._shown or self._too_soon():
+            return
+        self._shown = version
+        tokenizer = self.session.tokenizer
+        nodes = run.nodes if run else []
+        ids = [node.token for node in nodes]
+        self._draw(token_strip(nodes, tokenizer.pieces(ids), [tokenizer.token_bytes(i) for i in ids]))
+
+    def code(self) -> str:
+        """Python that gives the table behind the chips."""
+        return "session.to_pandas()[['text', 'surprisal', 'entropy', 'rank']]"
+
+    @property
+    def data(self) -> pd.DataFrame:
+        """One row a token; surprisal and entropy in nats."""
+        return self.session.to_pandas()[["text", "surprisal", "entropy", "rank"]]
