@@ -122,15 +122,15 @@ class Session(traitlets.HasTraits):
     """What all panels of one page share.
 
     Methods that compute may be called from any thread, one at a time; each takes `should_stop`, asked between layers
-    and between tokens. A failed or stopped call leaves finished tokens in place and everything else as it was. On the
-    main thread they move the cursor to the newest token; on another, the caller does with `follow()`.
+    and between tokens. A failed or stopped call leaves finished tokens in place and everything else as it was. They end
+    with `follow()`, which sets traits; on a worker thread pass `follow=False` and call it where traits may be set.
 
     Args:
         model: a `LlamaForCausalLM`, or what `workbench.load()` returned.
         tokenizer: needed with a bare model.
     """
 
-    revision = traitlets.Int(0, help="counts the changes of the text, on the main thread")
+    revision = traitlets.Int(0, help="counts the changes of the text that were followed")
 
     def __init__(
         self, model: LlamaForCausalLM | Loaded, tokenizer: LlamaTokenizer | None = None, name: str | None = None
@@ -162,6 +162,7 @@ class Session(traitlets.HasTraits):
         chat: bool = False,
         sampler: Sampler | None = None,
         should_stop: Callable[[], bool] = _never,
+        follow: bool = True,
     ) -> Run:
         """Reads a prompt and generates up to `max_new_tokens` tokens after it.
 
@@ -195,11 +196,17 @@ class Session(traitlets.HasTraits):
                 self.progress = Progress(run.length, len(ids), "reading the prompt")
             self.sampler, self.current = chosen, run
             self._continue(run, max_new_tokens, should_stop)
-        self.follow()
+        if follow:
+            self.follow()
         return run
 
     def generate(
-        self, max_new_tokens: int, *, sampler: Sampler | None = None, should_stop: Callable[[], bool] = _never
+        self,
+        max_new_tokens: int,
+        *,
+        sampler: Sampler | None = None,
+        should_stop: Callable[[], bool] = _never,
+        follow: bool = True,
     ) -> list[Node]:
         """Up to `max_new_tokens` more tokens; fewer after an end token, at the model's length, or when stopped.
 
@@ -216,29 +223,32 @@ class Session(traitlets.HasTraits):
             if sampler is not None and sampler != self.sampler:
                 self.sampler, run.generator = sampler, sampler.generator(self.model.device)
             nodes = self._continue(run, max_new_tokens, should_stop)
-        self.follow()
+        if follow:
+            self.follow()
         return nodes
 
-    def step(self, *, sampler: Sampler | None = None, should_stop: Callable[[], bool] = _never) -> Node:
+    def step(
+        self, *, sampler: Sampler | None = None, should_stop: Callable[[], bool] = _never, follow: bool = True
+    ) -> Node:
         """One more token, after an end token too.
 
         Raises:
             ValueError: if there is no text yet, or no room for another token.
             Cancelled: if stopped before the token was there.
         """
-        nodes = self.generate(1, sampler=sampler, should_stop=should_stop)
+        nodes = self.generate(1, sampler=sampler, should_stop=should_stop, follow=follow)
         if not nodes:
             raise Cancelled
         return nodes[0]
 
     def follow(self) -> None:
-        """Tells the cursor and the panels of new tokens; does nothing off the main thread, where traits are not set.
+        """Tells the cursor and the panels of new tokens. Sets traits, so call it where the page's other traits are set.
 
         A new text puts the cursor on its last token; afterwards a cursor on the last token stays on the last one, and
         one that was moved elsewhere stays where it is.
         """
         run = self.current
-        if run is None or threading.current_thread() is not threading.main_thread():
+        if run is None:
             return
         new_run, length, before = run is not self._followed[0], run.length, self._followed[1]
         if not new_run and length == before:

@@ -1,5 +1,7 @@
 """Panels without a browser: the page's messages go in where the page would send them."""
 
+import asyncio
+import threading
 import time
 
 import numpy as np
@@ -200,3 +202,26 @@ def test_a_long_text_is_pooled_and_says_so(monkeypatch):
     assert array(panel, "weight").shape == (7, 7)
     assert array(panel, "weight")[2, 1] == full[6:9, 3:6].max()
     assert content(panel)["row_index"] == [0, 3, 6, 9, 12, 15, 18]
+
+
+def test_an_action_that_arrives_on_another_thread_is_handled_on_the_page_s_own():
+    """ipykernel delivers some messages on a subshell's thread; traits are set on one thread only."""
+
+    async def page():
+        workbench = Workbench(tiny_session())
+        home, seen = threading.get_ident(), []
+        workbench.session.cursor.observe(lambda change: seen.append(threading.get_ident()))
+        workbench.session.observe(lambda change: seen.append(threading.get_ident()), "revision")
+        for name in ("run", "step", "step"):
+            params = {"prompt": "Hello", "settings": SETTINGS}
+            thread = threading.Thread(target=lambda: act(workbench.run_bar, name, **params))  # noqa: B023
+            thread.start()
+            thread.join()
+            for _ in range(400):
+                await asyncio.sleep(0.01)
+                if not workbench.run_bar.link.job and not workbench.run_bar.link.background:
+                    break
+        assert workbench.session.cursor.query == workbench.session.current.length - 1 == 9
+        assert set(seen) == {home}
+
+    asyncio.run(page())

@@ -12,6 +12,7 @@ from typing import Any
 from workbench.generation import Sampler
 from workbench.instrument import Cancelled
 from workbench.session import BusyError, Run, Session
+from workbench.widgets.base import running_loop
 
 TICK = 0.05  # seconds between two looks at a running job: at most 20 messages a second for each widget
 
@@ -52,7 +53,8 @@ class Link:
     """One per session; `Link.of(session)` finds it.
 
     A foreground job (a run, a step) and a background one (the lens) share one model, so a foreground job first makes
-    the background one stop. Listeners are called on the main thread: at every tick of a job, and when it has ended.
+    the background one stop. Listeners are called on the event loop the link was made on: at every tick of a job, and
+    when it has ended.
     """
 
     _links: weakref.WeakKeyDictionary[Session, Link] = weakref.WeakKeyDictionary()
@@ -66,6 +68,7 @@ class Link:
         self._lens_held = False  # the user stopped it: not taken up again before the next run or step
         self._listeners: list[Callable[[], None]] = []
         self._ticking = False
+        self._loop = running_loop()
         session.observe(self._text_changed, "revision")
 
     @classmethod
@@ -89,10 +92,12 @@ class Link:
     def run(self, prompt: str, settings: dict[str, Any]) -> None:
         """Starts a run of a prompt with the run bar's settings."""
         session, sampler = self.session, sampler_of(settings)
-        new, chat = int(settings["max_new_tokens"]), bool(settings["chat"])
-        self._start(
-            "run", lambda stop: session.run(prompt, max_new_tokens=new, chat=chat, sampler=sampler, should_stop=stop)
-        )
+        options = {
+            "max_new_tokens": int(settings["max_new_tokens"]),
+            "chat": bool(settings["chat"]),
+            "sampler": sampler,
+        }
+        self._start("run", lambda stop: session.run(prompt, should_stop=stop, follow=False, **options))
 
     def step(self, prompt: str, settings: dict[str, Any]) -> None:
         """Starts one more token; where there is no text yet, reads the prompt first."""
@@ -100,7 +105,7 @@ class Link:
         if session.current is None:
             self.run(prompt, {**settings, "max_new_tokens": 1})
         else:
-            self._start("step", lambda stop: session.step(sampler=sampler, should_stop=stop))
+            self._start("step", lambda stop: session.step(sampler=sampler, should_stop=stop, follow=False))
 
     def stop(self) -> None:
         """Asks whatever runs to stop."""
@@ -147,16 +152,12 @@ class Link:
         self._launch(self.background)
 
     def _launch(self, job: Job) -> None:
-        """Starts a job and looks at it every `TICK`, and when it ends, on this thread's event loop.
+        """Starts a job and looks at it every `TICK`, and when it ends, on the event loop the link was made on.
 
         Without a loop (a script) `wait` looks instead.
         """
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            loop = None
-        if loop is not None:
-            job.on_end = lambda: loop.call_soon_threadsafe(self._tick)
+        if (loop := self._loop) is not None:
+            job.on_end = lambda: None if loop.is_closed() else loop.call_soon_threadsafe(self._tick)
             self._watch(loop)
         job.thread.start()
 

@@ -16,6 +16,7 @@ A payload is not a trait: a trait of 10 MB is compared, copied, and saved into t
 
 from __future__ import annotations
 
+import asyncio
 import pathlib
 import threading
 import traceback
@@ -68,6 +69,14 @@ def plain(value: Any) -> Any:
     )
 
 
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop this thread runs, as a notebook's kernel does; None in a plain script."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
 class WorkbenchWidget(anywidget.AnyWidget):
     """A widget that draws one payload (`show`) and reports what the user did (`on_action`).
 
@@ -83,6 +92,7 @@ class WorkbenchWidget(anywidget.AnyWidget):
         self._payload: tuple[dict[str, Any], list[memoryview]] | None = None
         self._payload_lock = threading.Lock()
         self._handlers: list[Action] = []
+        self._loop, self._thread = running_loop(), threading.get_ident()
         self._error_count = 0
         self.errors: list[dict[str, Any]] = []
         super().__init__(**traits)
@@ -116,9 +126,17 @@ class WorkbenchWidget(anywidget.AnyWidget):
         if kind == "get":
             self._send_payload()
         elif kind == "action" and isinstance(content.get("name"), str):
-            params = content.get("params")
-            ok = self._act(content["name"], dict(params) if isinstance(params, dict) else {})
-            self.send({"kind": "ack", "id": content.get("id"), "ok": ok})
+            # ipykernel may deliver a message on a subshell's thread; handlers set traits and start timers, so all of
+            # them run on the event loop that the widget was made on.
+            if self._loop is not None and threading.get_ident() != self._thread:
+                self._loop.call_soon_threadsafe(self._answer, content)
+            else:
+                self._answer(content)
+
+    def _answer(self, content: dict[str, Any]) -> None:
+        params = content.get("params")
+        ok = self._act(content["name"], dict(params) if isinstance(params, dict) else {})
+        self.send({"kind": "ack", "id": content.get("id"), "ok": ok})
 
     def _act(self, name: str, params: dict[str, Any]) -> bool:
         try:
