@@ -208,7 +208,7 @@ def test_an_exception_inside_a_hook_is_shown_and_the_session_goes_on(page):
 def test_screenshots(page, theme):
     page.notebook.theme(f"JupyterLab {theme}")
     page.wait_tokens(15)
-    page.notebook.page.set_viewport_size({"width": 1280, "height": 1900})
+    page.notebook.page.set_viewport_size({"width": 1680, "height": 1320})
     page.notebook.page.evaluate("() => document.querySelector('.jp-WindowedPanel-outer').scrollTo(0, 0)")
     page.notebook.page.wait_for_timeout(500)
     page.notebook.page.screenshot(path=SHOTS / f"quickstart-{theme.lower()}.png")
