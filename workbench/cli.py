@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 QUICKSTART = "notebooks/00_quickstart.ipynb"
 
@@ -24,14 +25,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _lab(options.notebook, options.port, options.no_browser)
 
 
-def lab_command(notebook: str | None, port: int, no_browser: bool, root: bool) -> list[str]:
+def lab_command(notebook: Path | None, port: int, no_browser: bool, as_root: bool) -> list[str]:
     """The command that starts JupyterLab: loopback only, with a token, asking no other host for news or updates."""
-    command = [sys.executable, "-m", "jupyterlab", *([notebook] if notebook else [])]
-    command += ["--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}"]
+    command = [sys.executable, "-m", "jupyterlab", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}"]
+    if notebook is not None:  # as the default address, so that the printed one leads to the notebook too
+        here, notebook = Path.cwd(), notebook.resolve()
+        folder = here if notebook.is_relative_to(here) else notebook.parent
+        address = quote(notebook.relative_to(folder).as_posix())
+        command += [f"--ServerApp.root_dir={folder}", f"--LabApp.default_url=/lab/tree/{address}"]
     command += ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    command.append("--LabApp.extension_manager=readonly")  # its other mode asks a package index
     if no_browser:
         command.append("--no-browser")
-    if root:  # in a container; Jupyter refuses to start as root unless told
+    if as_root:  # in a container; Jupyter refuses to start as root unless told
         command.append("--allow-root")
     return command
 
@@ -43,10 +49,9 @@ def _lab(notebook: str | None, port: int, no_browser: bool) -> int:
     if notebook is not None and not Path(notebook).is_file():
         print(f"workbench lab: there is no notebook {notebook}.", file=sys.stderr)
         return 1
-    if notebook is None and Path(QUICKSTART).is_file():
-        notebook = QUICKSTART
-    root = hasattr(os, "geteuid") and os.geteuid() == 0
-    command = lab_command(notebook, port, no_browser, root)
+    path = Path(notebook or QUICKSTART)
+    as_root = hasattr(os, "geteuid") and os.geteuid() == 0
+    command = lab_command(path if path.is_file() else None, port, no_browser, as_root)
     return os.execv(command[0], command)
 
 
