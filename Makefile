@@ -1,6 +1,6 @@
 # Two commands for users: `make lab` and `make test`. CI runs `make check`.
 .DEFAULT_GOAL := help
-PYTHON ?= python3
+PYTHON ?=  # which one to make .venv with; python3 if it is not given
 BIN    := .venv/bin
 PORT   ?= 8888
 ARGS   ?=

@@ -10,6 +10,9 @@ class CharTokenizer:
     def encode(self, text):
         return [ord(character) - 31 for character in text]
 
+    def __len__(self):
+        return 97
+
     def pieces(self, ids):
         return [chr(i + 31) for i in ids]
 

@@ -170,10 +170,11 @@ def test_a_cache_filled_with_gradients_goes_on_without_them(model):
     torch.testing.assert_close(rest, whole[:, 5:], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("failing", [0, 1, 2], ids=lambda layer: f"in layer {layer}")
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("failing", [0, 1, 2, "norm"], ids=lambda where: f"in {where}")
 @pytest.mark.parametrize("start", [0, 5], ids=["first forward", "later forward"])
 @torch.no_grad()
-def test_after_an_exception_inside_a_forward_a_crop_makes_the_cache_right_again(start, failing):
+def test_an_exception_inside_a_forward_leaves_the_cache_as_it_was(start, failing, error):
     model = tiny_model()
     whole = model(IDS).logits
     cache = DynamicCache()
@@ -181,16 +182,46 @@ def test_after_an_exception_inside_a_forward_a_crop_makes_the_cache_right_again(
         model(IDS[:, :start], past_key_values=cache)
 
     def fail(module, args):
-        raise RuntimeError("planted")
+        raise error("planted")
 
     # In the MLP: this layer's keys are stored already, those of later layers are not.
-    handle = model.model.layers[failing].mlp.register_forward_pre_hook(fail)
-    with pytest.raises(RuntimeError, match="planted"):
+    where = model.model.norm if failing == "norm" else model.model.layers[failing].mlp
+    handle = where.register_forward_pre_hook(fail)
+    with pytest.raises(error, match="planted"):
         model(IDS[:, start:], past_key_values=cache)
     handle.remove()
-    assert cache.length == 12, "the first layer has taken the positions: without a crop they would count twice"
-    cache.crop(start)
     assert cache.length == start
+    assert {cache.keys(i).shape[2] for i in range(3) if start or i == 0} == {start}
     again = model(IDS[:, start:], past_key_values=cache).logits
     torch.testing.assert_close(again, whole[:, start:], rtol=1e-4, atol=1e-5)
     assert [cache.keys(i).shape[2] for i in range(3)] == [12, 12, 12]
+
+
+@pytest.mark.parametrize("length", [1, 7, 100], ids=lambda n: f"{n} more")  # 100: past the spare room
+@pytest.mark.parametrize("gradients", [False, True], ids=["without gradients", "with gradients"])
+def test_a_cache_filled_in_inference_mode_goes_on_outside_of_it(model, length, gradients):
+    ids = torch.randint(1, 97, (2, 12 + length), generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        whole = model(ids).logits
+    with torch.inference_mode():
+        cache = model(ids[:, :11]).past_key_values
+        cache = model(ids[:, 11:12], past_key_values=cache).past_key_values
+    with torch.set_grad_enabled(gradients):
+        rest = model(ids[:, 12:], past_key_values=cache).logits
+    torch.testing.assert_close(rest, whole[:, 12:], rtol=1e-4, atol=1e-4)
+    assert rest.requires_grad == gradients
+    assert cache.length == 12 + length
+
+
+def test_a_cache_filled_in_inference_mode_is_copied_once_outside_of_it():
+    with torch.inference_mode():
+        cache, put = filled(10, layers=1)
+        inside = cache.keys(0).data_ptr()
+        cache.update(0, piece(1), piece(1))
+        assert cache.keys(0).data_ptr() == inside
+    cache.update(0, piece(1), piece(1))
+    outside = cache.keys(0).data_ptr()
+    assert outside != inside
+    cache.update(0, piece(1), piece(1))
+    assert cache.keys(0).data_ptr() == outside
+    assert torch.equal(cache.keys(0)[:, :, :10], put[0][0])

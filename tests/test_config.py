@@ -1,10 +1,12 @@
 import json
+import re
 
 import pytest
 import torch
 
-from tests.conftest import tiny_config
+from tests.conftest import tiny_config, tiny_model
 from workbench.config import ConfigError, LlamaConfig
+from workbench.model import LlamaForCausalLM
 
 # What transformers 5 writes, shortened to what matters.
 TODAY = {
@@ -160,15 +162,62 @@ def test_a_size_must_be_a_whole_positive_number(name, value):
         ({"attention_dropout": -0.1}, r"attention_dropout is -0\.1; it must lie in \[0, 1\)"),
         ({"attention_dropout": None}, r"attention_dropout is None; it must lie in \[0, 1\)"),
         ({"rope_parameters": {"rope_type": "yarn"}}, r"rope_type is 'yarn'; this version computes default only"),
-        ({"rope_parameters": {"rope_theta": 0}}, r"rope_theta is 0; it must be a positive number"),
-        ({"rope_parameters": {"rope_theta": "1e4"}}, r"rope_theta is '1e4'; it must be a positive number"),
-        ({"rope_parameters": {"rope_theta": float("nan")}}, r"rope_theta is nan; it must be a positive number"),
+        ({"rope_parameters": {"rope_theta": 0}}, r"rope_theta is 0; it must be a positive, finite number"),
+        ({"rope_parameters": {"rope_theta": "1e4"}}, r"rope_theta is '1e4'; it must be a positive, finite"),
+        ({"rope_parameters": {"rope_theta": float("nan")}}, r"rope_theta is nan; it must be a positive, finite number"),
+        ({"rope_parameters": {"rope_theta": float("inf")}}, r"rope_theta is inf; it must be a positive, finite number"),
+        ({"rope_parameters": {"rope_theta": 10**400}}, r"rope_theta is 10+; it must be a positive, finite number"),
+        ({"rope_parameters": {"rope_theta": True}}, r"rope_theta is True; it must be a positive, finite number"),
+        ({"rope_parameters": {"type": "linear"}}, r"rope_type is 'linear'; this version computes default only"),
+        ({"rope_parameters": "linear"}, r"rope_parameters is 'linear'; it must be None or a dictionary, .*rope_type.*"),
+        ({"pad_token_id": "0"}, r"pad_token_id is '0'; it must be a whole number of at least 0, or None\."),
+        ({"pad_token_id": -1}, r"pad_token_id is -1; it must be a whole number of at least 0, or None\."),
+        ({"pad_token_id": [0]}, r"pad_token_id is \[0\]; it must be a whole number of at least 0, or None\."),
+        ({"bos_token_id": 1.0}, r"bos_token_id is 1\.0; it must be a whole number of at least 0, or None\."),
+        ({"bos_token_id": False}, r"bos_token_id is False; it must be a whole number"),
+        ({"eos_token_id": "2"}, r"eos_token_id is '2'; it must be a whole number of at least 0, a list of them, or N"),
+        ({"eos_token_id": [2, "3"]}, r"eos_token_id is \[2, '3'\]; it must be a whole number of at least 0, a list"),
+        ({"eos_token_id": [2, None]}, r"eos_token_id is \[2, None\]; it must be"),
+        ({"eos_token_id": True}, r"eos_token_id is True; it must be"),
+        ({"eos_token_id": {"id": 2}}, r"eos_token_id is \{'id': 2\}; it must be"),
+        ({"attention_bias": "false"}, r"attention_bias is 'false'; it must be true or false, not text or a number"),
+        ({"mlp_bias": 0}, r"mlp_bias is 0; it must be true or false, not text or a number"),
+        ({"tie_word_embeddings": None}, r"tie_word_embeddings is None; it must be true or false"),
+        ({"use_cache": "true"}, r"use_cache is 'true'; it must be true or false"),
     ],
     ids=lambda value: repr(value) if isinstance(value, dict) else "",
 )
 def test_values_that_no_llama_can_have_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         tiny_config(**changes)
+
+
+@pytest.mark.parametrize("name", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize("value", ["linear", [1], 2.0, True], ids=repr)
+def test_rope_settings_of_another_type_are_named(name, value):
+    message = f'{name} is {value!r}; it must be None or a dictionary, {{"rope_type": "default", "rope_theta": '
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        LlamaConfig.from_dict({**OLDER, name: value})
+
+
+def test_a_negative_id_in_a_config_json_means_none():
+    config = LlamaConfig.from_dict({**OLDER, "pad_token_id": -1, "bos_token_id": -1, "eos_token_id": -1})
+    assert (config.pad_token_id, config.bos_token_id, config.eos_token_ids) == (None, None, ())
+    assert LlamaConfig.from_dict({**OLDER, "eos_token_id": [-1, 5]}).eos_token_ids == (5,)
+
+
+def test_a_row_that_has_ended_is_not_filled_with_a_negative_id():
+    ids = torch.tensor([[1, 2, 3], [3, 2, 1]])
+    first = tiny_model(eos_token_id=None).generate(ids, max_new_tokens=1)[:, -1]
+    assert first[0] != first[1], "only one of the rows is to end at once"
+    torch.manual_seed(0)
+    values = {**tiny_config().to_dict(), "pad_token_id": -1, "eos_token_id": [-1, int(first[0])]}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig.from_dict(values)).eval()
+    torch.manual_seed(0)
+    out = model.generate(ids, max_new_tokens=5)
+    assert out[0, 3:].tolist() == [int(first[0])] * (out.shape[1] - 3)
+    assert out.shape[1] > 4
 
 
 def test_another_architecture_is_refused():

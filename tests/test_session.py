@@ -7,7 +7,7 @@ import traitlets
 
 from tests.fakes import CharTokenizer, tiny_session
 from workbench.generation import Sampler
-from workbench.instrument import Cancelled
+from workbench.instrument import Cancelled, capture
 from workbench.session import BusyError, Session
 
 
@@ -23,7 +23,7 @@ def stop_after(calls):
 
 def snapshot(session):
     run = session.current
-    return (run, run.length, run.cache.length, run.acts.length, run.token_ids, run.logits.tolist())
+    return (run, run.length, run.cache.length, run.acts.length, run.token_ids, run.next_logits.tolist())
 
 
 def test_a_run_records_what_the_model_thought_of_every_token():
@@ -46,7 +46,7 @@ def test_a_run_records_what_the_model_thought_of_every_token():
 
 def test_a_long_prompt_is_read_in_chunks_with_the_same_numbers(monkeypatch):
     whole = tiny_session().run("The quick brown fox jumps over the lazy dog").nodes
-    monkeypatch.setattr("workbench.session.CHUNK", 7)
+    monkeypatch.setattr("workbench.session.session.CHUNK", 7)
     session = tiny_session()
     chunked = session.run("The quick brown fox jumps over the lazy dog").nodes
     assert [node.positions_computed for node in chunked if node.positions_computed] == [7] * 6 + [1]
@@ -109,7 +109,7 @@ def test_without_a_text_looking_and_stepping_say_what_to_do():
 
 
 def test_stopping_while_reading_a_prompt_keeps_the_text_before(monkeypatch):
-    monkeypatch.setattr("workbench.session.CHUNK", 4)
+    monkeypatch.setattr("workbench.session.session.CHUNK", 4)
     session = tiny_session()
     session.run("before", max_new_tokens=1)
     before = snapshot(session)
@@ -225,7 +225,7 @@ def test_the_lens_grows_with_the_text_and_computes_only_what_is_missing(monkeypa
     assert np.isnan(full.next_rank[:, -1]).all()
     session.step()
     columns = []
-    from workbench import session as module
+    from workbench.session import run as module
 
     real = module.lens_columns
     monkeypatch.setattr(
@@ -251,3 +251,107 @@ def test_a_bare_model_needs_a_tokenizer():
     with pytest.raises(TypeError, match=r"needs the tokenizer too"):
         Session(tiny_session().model)
     assert Session(tiny_session().model, CharTokenizer()).name == "Llama"
+
+
+@pytest.mark.parametrize("where", ["score_tokens", "TokenScores.join", "Timeline.record_cost", "Activations.extend"])
+def test_an_exception_after_the_forward_takes_everything_back(where, monkeypatch):
+    session = tiny_session()
+    session.run("Hello", max_new_tokens=2)
+    before = snapshot(session)
+
+    def fail(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"workbench.session.run.{where}", fail)
+        with pytest.raises(KeyboardInterrupt):
+            session.step()
+    assert snapshot(session) == before
+    assert len(session.current.timeline.nodes) == 7
+    session.generate(3)
+    assert session.current.token_ids == tiny_session().run("Hello", max_new_tokens=5).token_ids
+
+
+def test_a_stopped_token_does_not_use_up_random_numbers():
+    sampler = Sampler(temperature=1.5, seed=5)
+    reference = tiny_session().run("Hello", max_new_tokens=10, sampler=sampler).token_ids
+    session = tiny_session()
+    session.run("Hello", max_new_tokens=4, sampler=sampler)
+    for calls in (2, 3, 4):  # asked once before the token and then before each layer
+        assert session.generate(1, should_stop=stop_after(calls - 1)) == []
+    session.generate(6)
+    assert session.current.token_ids == reference
+
+
+def test_a_cell_s_forwards_beside_a_run_change_neither():
+    session = tiny_session()
+    reference = tiny_session().run("Hello", max_new_tokens=60).token_ids
+    thread = threading.Thread(target=lambda: session.run("Hello", max_new_tokens=60, follow=False))
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.no_grad(), capture(session.model, "resid_post", layers=[1]) as acts:
+        thread.start()
+        forwards = 0
+        while thread.is_alive() or not forwards:
+            session.model(ids)
+            forwards += 1
+        thread.join()
+    assert acts["resid_post", 1].shape[1] == 3 * forwards
+    run = session.current
+    assert run.token_ids == reference
+    assert run.acts.length == run.cache.length == run.length == 65
+
+
+def test_the_lens_fires_nobody_s_hooks_and_stays_with_its_text():
+    session = tiny_session()
+    session.run("Hello there")
+    with capture(session.model, "final_norm", "logits") as acts:
+        session.lens()
+    assert len(acts) == 0
+    session.run("Another text, and a longer one")
+    other = tiny_session().run("Short")
+
+    def replace():
+        session.current = other
+        return False
+
+    lens = session.lens(should_stop=replace)
+    assert not lens.computed.any()
+
+
+def test_the_lens_may_run_beside_a_generation():
+    session = tiny_session()
+    session.run("Hello")
+    thread = threading.Thread(target=lambda: session.generate(80, follow=False))
+    thread.start()
+    while thread.is_alive():
+        session.lens()
+    thread.join()
+    fresh = tiny_session()
+    fresh.run("Hello", max_new_tokens=80)
+    np.testing.assert_allclose(session.lens().next_p, fresh.lens().next_p, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda s: s.run(123), TypeError, "prompt is a int; give the text itself, as a str"),
+        (lambda s: s.run("x", max_new_tokens=2.5), TypeError, "max_new_tokens is 2.5; it must be a whole number"),
+        (lambda s: s.generate(-5), ValueError, "max_new_tokens is -5; it must be 0 or more"),
+        (lambda s: setattr(s.cursor, "step", 99), traitlets.TraitError, "cursor.step is 99; there are steps 0 … 2"),
+        (lambda s: setattr(s.cursor, "step", -3), traitlets.TraitError, "cursor.step is -3"),
+        (lambda s: setattr(s.cursor, "run", 7), traitlets.TraitError, "cursor.run is 7; it is 1, the number of the"),
+    ],
+)
+def test_wrong_values_are_refused_and_change_nothing(call, error, words):
+    session = tiny_session()
+    session.run("Hello", max_new_tokens=2)
+    before, at = snapshot(session), session.cursor.trait_values()
+    with pytest.raises(error, match=words):
+        call(session)
+    assert snapshot(session) == before
+    assert session.cursor.trait_values() == at
+
+
+def test_a_session_needs_a_llama():
+    with pytest.raises(TypeError, match=r"needs a LlamaForCausalLM or what workbench.load\(\) returned; got object"):
+        Session(object())

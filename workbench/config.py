@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu")
 ROPE_TYPES = ("default",)
 DTYPES = ("float32", "float16", "bfloat16")
+FLAGS = ("use_cache", "tie_word_embeddings", "attention_bias", "mlp_bias")
+TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
 class ConfigError(ValueError):
@@ -36,6 +39,8 @@ class LlamaConfig:
         initializer_range: standard deviation of freshly initialised weights.
         rms_norm_eps: added to the mean square inside each RMSNorm.
         use_cache: whether a forward returns a KV cache by default.
+        pad_token_id, bos_token_id, eos_token_id: ids with a meaning, `None` where there is none; several end tokens
+            are a list. An older `config.json` writes -1 for none, and is read so.
         rope_parameters: `{"rope_type": "default", "rope_theta": 10000.0}`; the older `rope_theta` and `rope_scaling`
             keys of a `config.json` are read into it.
         attention_bias, mlp_bias: whether the projections have a bias.
@@ -78,6 +83,7 @@ class LlamaConfig:
         if self.head_dim is None:
             self.head_dim = self.hidden_size // self.num_attention_heads
         self._check_options()
+        self._check_tokens()
         self.rope_parameters = _rope_parameters(self.rope_parameters)
 
     @property
@@ -127,11 +133,10 @@ class LlamaConfig:
         names = {field.name for field in dataclasses.fields(cls)}
         known = {key: value for key, value in values.items() if key in names}
         known.setdefault("dtype", values.get("torch_dtype"))
-        if not known.get("rope_parameters"):
-            scaling = dict(values.get("rope_scaling") or {})
-            scaling.setdefault("rope_type", scaling.pop("type", "default"))
-            scaling.setdefault("rope_theta", values.get("rope_theta", 10000.0))
-            known["rope_parameters"] = scaling
+        known["rope_parameters"] = _rope_of_any_age(values)
+        for name in TOKENS:
+            if name in known:
+                known[name] = _without_negatives(known[name])
         return cls(**known)
 
     @classmethod
@@ -189,6 +194,10 @@ class LlamaConfig:
             raise ConfigError(f"head_dim is {self.head_dim}; rotary embeddings need an even one.")
         if self.hidden_act not in ACTIVATIONS:
             raise ConfigError(f"hidden_act is {self.hidden_act!r}; allowed are {', '.join(ACTIVATIONS)}.")
+        for name in FLAGS:
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise ConfigError(f"{name} is {value!r}; it must be true or false, not text or a number.")
         if self.dtype is not None:
             self.dtype = str(self.dtype).removeprefix("torch.")
             if self.dtype not in DTYPES:
@@ -198,16 +207,61 @@ class LlamaConfig:
         if not isinstance(self.attention_dropout, int | float) or not 0 <= self.attention_dropout < 1:
             raise ConfigError(f"attention_dropout is {self.attention_dropout!r}; it must lie in [0, 1).")
 
+    def _check_tokens(self) -> None:
+        for name in ("pad_token_id", "bos_token_id"):
+            value = getattr(self, name)
+            if value is not None and not _is_id(value):
+                raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 0, or None.")
+        ends = self.eos_token_id
+        if ends is not None and not all(map(_is_id, ends if isinstance(ends, list | tuple) else [ends])):
+            raise ConfigError(
+                f"eos_token_id is {ends!r}; it must be a whole number of at least 0, a list of them, or None."
+            )
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _without_negatives(value: Any) -> Any:
+    """A token id as an older `config.json` has it, with the negative ones, which mean "none", left out."""
+    if isinstance(value, list):
+        return [one for one in value if not _is_negative(one)]
+    return None if _is_negative(value) else value
+
+
+def _is_negative(value: Any) -> bool:
+    return isinstance(value, int) and value < 0
+
+
+def _rope_of_any_age(values: dict[str, Any]) -> dict[str, Any]:
+    """`rope_parameters` as `transformers` reads them: `rope_scaling` goes first, a `rope_theta` inside goes first."""
+    for name in ("rope_scaling", "rope_parameters"):
+        _check_dictionary(name, values.get(name))
+    given = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    return {"rope_theta": values.get("rope_theta", 10000.0), **given}
+
+
+def _check_dictionary(name: str, value: Any) -> None:
+    if value is not None and not isinstance(value, dict):
+        raise ConfigError(
+            f"{name} is {value!r}; it must be None or a dictionary, "
+            '{"rope_type": "default", "rope_theta": 10000.0} for one.'
+        )
+
 
 def _rope_parameters(values: dict[str, Any] | None) -> dict[str, Any]:
-    result: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0, **(values or {})}
+    _check_dictionary("rope_parameters", values)
+    result: dict[str, Any] = {"rope_theta": 10000.0, **(values or {})}
+    older = result.pop("type", "default")  # how rope_type was spelled
+    result.setdefault("rope_type", older)
     if result["rope_type"] not in ROPE_TYPES:
         raise ConfigError(
             f"rope_type is {result['rope_type']!r}; this version computes {', '.join(ROPE_TYPES)} only. "
             "A model with another type would give wrong numbers, so it is not loaded."
         )
     theta = result["rope_theta"]
-    if not isinstance(theta, int | float) or not theta > 0:
-        raise ConfigError(f"rope_theta is {theta!r}; it must be a positive number.")
+    if not isinstance(theta, int | float) or isinstance(theta, bool) or not 0 < theta <= sys.float_info.max:
+        raise ConfigError(f"rope_theta is {theta!r}; it must be a positive, finite number.")
     result["rope_theta"] = float(theta)
     return result

@@ -7,6 +7,7 @@ from tests.conftest import tiny_model
 from workbench.analysis.attention import ROWS, AttentionMap
 from workbench.cache import DynamicCache
 from workbench.instrument import Activations, capture
+from workbench.model.mask import build_mask
 
 KINDS = ["mha", "gqa", "mqa"]
 LENGTH = 23
@@ -204,3 +205,38 @@ def test_the_measure_of_memory_sees_a_whole_pattern():
     with Largest() as seen:
         attention.head(0, 1)
     assert seen.nbytes >= 1024 * 1024 * 4
+
+
+@torch.no_grad()
+def test_a_padded_capture_is_refused_unless_its_mask_is_given():
+    model = tiny_model()
+    ids = torch.randint(1, 97, (1, 9))
+    keep = torch.ones_like(ids)
+    keep[0, :3] = 0
+    with capture(model, "q_rot", "k_rot", "pattern") as acts:
+        model(ids, attention_mask=keep)
+    with pytest.raises(ValueError, match=r"not one unpadded text from position 0 \(its forwards began at 0, with an"):
+        AttentionMap(acts)
+    mask = build_mask(keep, torch.arange(9), torch.arange(9), 1, 4)
+    for head in range(4):
+        close = {"rtol": 1e-5, "atol": 1e-6}
+        torch.testing.assert_close(
+            torch.from_numpy(AttentionMap(acts, mask=mask).head(1, head)), acts["pattern", 1][0, head], **close
+        )
+
+
+@torch.no_grad()
+def test_an_additive_mask_counts_too():
+    model = tiny_model()
+    ids = torch.randint(1, 97, (1, 7))
+    bias = torch.randn(1, 4, 7, 7).masked_fill(~torch.ones(7, 7, dtype=torch.bool).tril(), -torch.inf)
+    with capture(model, "q_rot", "k_rot", "pattern") as acts:
+        model(ids, attention_mask=bias)
+    mask = build_mask(bias, torch.arange(7), torch.arange(7), 1, 4)
+    for head in range(4):
+        torch.testing.assert_close(
+            torch.from_numpy(AttentionMap(acts, mask=mask).head(2, head)),
+            acts["pattern", 2][0, head],
+            rtol=1e-5,
+            atol=1e-6,
+        )

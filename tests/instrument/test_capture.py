@@ -116,7 +116,7 @@ def test_an_edit_right_after_the_capture_does_not_reach_it():
 def test_no_hook_is_left_after_success():
     model = tiny_model()
     with capture(model, *POINTS):
-        assert hooks(model) == 3 * 18 + 3
+        assert hooks(model) == 3 * 18 + 3 + 1  # one notes which positions a forward reads
         model(IDS)
     assert hooks(model) == 0
 
@@ -144,7 +144,7 @@ def test_no_hook_is_left_after_an_exception_in_a_forward():
 def test_no_hook_is_left_after_a_cancel():
     model = tiny_model()
     with capture(model, *POINTS), cancellable(model, lambda: True):
-        assert hooks(model) == 3 * 18 + 3 + 3
+        assert hooks(model) == 3 * 18 + 3 + 1 + 3
         with pytest.raises(Cancelled):
             model(IDS)
     with pytest.raises(Cancelled), capture(model, *POINTS), cancellable(model, lambda: True):
@@ -433,14 +433,62 @@ def test_hooks_of_cancellable_are_removed_after_another_exception():
 @pytest.mark.parametrize("start", [0, 6], ids=["prefill", "later chunk"])
 @pytest.mark.parametrize("stop_at", [0, 1, 2], ids=lambda i: f"before layer {i}")
 @torch.no_grad()
-def test_cropped_after_a_cancel_the_cache_gives_the_same_results(stop_at, start):
+def test_after_a_cancel_the_cache_gives_the_same_results(stop_at, start):
     model, cache, begun = tiny_model(), DynamicCache(), []
     whole = model(IDS).logits
     if start:
         model(IDS[:, :start], past_key_values=cache)
     with cancellable(model, lambda: len(begun) == stop_at, begun.append), pytest.raises(Cancelled):
         model(IDS[:, start:], past_key_values=cache)
-    assert cache.length == (12 if stop_at else start)
-    cache.crop(start)
+    assert cache.length == start
     again = model(IDS[:, start:], past_key_values=cache).logits
     torch.testing.assert_close(again, whole[:, start:], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_another_thread_s_forwards_are_neither_captured_nor_stopped():
+    """The page runs its model while a cell captures from it: neither may end up in the other's tensors."""
+    model = tiny_model()
+    with capture(model, "q_rot", layers=[0]) as acts, cancellable(model, lambda: True):
+        thread = threading.Thread(target=lambda: torch.no_grad()(model)(IDS))
+        thread.start()
+        thread.join()
+        assert len(acts) == 0
+        with pytest.raises(Cancelled):
+            model(IDS)
+    with capture(model, "q_rot", layers=[0]) as acts:
+        thread = threading.Thread(target=lambda: torch.no_grad()(model)(IDS))
+        model(IDS[:, :3])
+        thread.start()
+        thread.join()
+    assert acts["q_rot", 0].shape[1] == 3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("forwards", "expected"),
+    [
+        (lambda m, c: [m(IDS, past_key_values=c)], True),
+        (lambda m, c: [m(IDS[:, :5], past_key_values=c), m(input_ids=IDS[:, 5:], past_key_values=c)], True),
+        (lambda m, c: [m(IDS, torch.ones_like(IDS))], True),
+        (lambda m, c: [m(IDS), m(IDS)], False),
+        (lambda m, c: [m(IDS, attention_mask=torch.ones_like(IDS).index_fill(1, torch.tensor([0]), 0))], False),
+        (lambda m, c: [m(IDS, attention_mask=torch.ones(1, 1, 12, 12, dtype=torch.bool).tril())], False),
+    ],
+    ids=["one pass", "chunks", "a mask of ones", "two texts", "padding", "4-D mask"],
+)
+def test_a_capture_knows_whether_it_is_one_text(forwards, expected):
+    model = tiny_model()
+    with capture(model, "q_rot") as acts:
+        forwards(model, DynamicCache())
+    assert acts.is_one_text == expected
+
+
+@torch.no_grad()
+def test_a_capture_that_begins_later_is_not_one_text():
+    model, cache = tiny_model(), DynamicCache()
+    model(IDS[:, :5], past_key_values=cache)
+    with capture(model, "q_rot") as acts:
+        model(IDS[:, 5:], past_key_values=cache)
+    assert not acts.is_one_text
+    assert (acts.spans[0].start, acts.spans[0].count) == (5, IDS.shape[1] - 5)

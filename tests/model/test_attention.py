@@ -23,7 +23,7 @@ def mask_of(form, queries, keys):
         "custom": torch.rand(2, 1, queries, keys) > 0.3,
         "bias by head": torch.randn(2, 4, queries, keys),
     }
-    return build_mask(forms[form], q_pos, k_pos, 2)
+    return build_mask(forms[form], q_pos, k_pos, 2, 4)
 
 
 def eager(q, k, v, mask, scale):

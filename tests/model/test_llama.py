@@ -53,7 +53,11 @@ def relative_error(actual, expected):
         ),
         (
             {"input_ids": IDS, "attention_mask": torch.ones(2, 1, 12, 11).bool()},
-            r"4-D attention_mask has shape \(2, 1, 12, 11\); expected \(2 or 1, 1 or heads, 12, 12\)",
+            r"4-D attention_mask has shape \(2, 1, 12, 11\); expected \(2 or 1, 1 or 4, 12, 12\)",
+        ),
+        (
+            {"input_ids": IDS, "attention_mask": torch.zeros(2, 3, 12, 12)},
+            r"additive 4-D attention_mask has 3 heads; give one for all heads, or one for each of the model's 4",
         ),
         # One position for twelve tokens would broadcast: no RoPE at all, and no error.
         (
@@ -75,6 +79,7 @@ def relative_error(actual, expected):
         "2-D embeddings",
         "short mask",
         "wrong 4-D mask",
+        "wrong heads of a 4-D mask",
         "one position",
         "1-D positions",
     ],

@@ -52,7 +52,7 @@ PADDINGS = {
 @pytest.mark.parametrize(("q_pos", "k_pos"), [((0, 5), (0, 5)), ((3, 5), (0, 5)), ((4, 5), (0, 5))], ids=str)
 def test_without_a_mask_only_later_positions_are_forbidden(q_pos, k_pos):
     q, k = torch.arange(*q_pos), torch.arange(*k_pos)
-    mask = build_mask(None, q, k, 2)
+    mask = build_mask(None, q, k, 2, 4)
     assert [rule.name for rule in mask.rules] == ["causal"]
     check_against_oracle(mask, 2, lambda row: oracle(q.tolist(), k.tolist(), row))
 
@@ -61,7 +61,7 @@ def test_without_a_mask_only_later_positions_are_forbidden(q_pos, k_pos):
 @pytest.mark.parametrize("keep", PADDINGS.values(), ids=PADDINGS.keys())
 def test_padding_is_forbidden_by_row(keep, start):
     q, k = torch.arange(start, 7), torch.arange(7)
-    mask = build_mask(torch.tensor(keep), q, k, 2)
+    mask = build_mask(torch.tensor(keep), q, k, 2, 4)
     assert [rule.name for rule in mask.rules] == ["causal", "padding"]
     check_against_oracle(mask, 2, lambda row: oracle(q.tolist(), k.tolist(), row, keep=keep))
 
@@ -69,8 +69,8 @@ def test_padding_is_forbidden_by_row(keep, start):
 def test_empty_slots_and_slots_in_any_order_go_by_their_position():
     q, k = torch.tensor([4, 5]), torch.tensor([4, 5, -1, 3, -1])  # a ring that has wrapped around
     keep = [[0, 0, 0, 1, 1, 1], [1, 1, 1, 0, 1, 1]]
-    check_against_oracle(build_mask(None, q, k, 2), 2, lambda row: oracle(q.tolist(), k.tolist(), row))
-    both = build_mask(torch.tensor(keep), q, k, 2)
+    check_against_oracle(build_mask(None, q, k, 2, 4), 2, lambda row: oracle(q.tolist(), k.tolist(), row))
+    both = build_mask(torch.tensor(keep), q, k, 2, 4)
     # An empty slot has no token: its padding bit is position 0's, whatever that is, and it stays forbidden.
     check_against_oracle(both, 2, lambda row: oracle(q.tolist(), k.tolist(), row, keep=keep))
     assert not both.allowed()[:, :, k < 0].any()
@@ -79,7 +79,7 @@ def test_empty_slots_and_slots_in_any_order_go_by_their_position():
 @pytest.mark.parametrize("rows", [1, 2], ids=["one for all rows", "one a row"])
 def test_a_custom_boolean_mask_is_used_as_it_is(rows):
     own = torch.rand(rows, 1, 3, 5) > 0.5
-    mask = build_mask(own, torch.arange(2, 5), torch.arange(5), 2)
+    mask = build_mask(own, torch.arange(2, 5), torch.arange(5), 2, 4)
     assert [rule.name for rule in mask.rules] == ["custom"]
     check_against_oracle(mask, 2, lambda row: oracle(range(2, 5), range(5), row, own=own[:, 0].tolist()))
 
@@ -88,7 +88,7 @@ def test_a_custom_boolean_mask_is_used_as_it_is(rows):
 def test_a_custom_additive_mask_forbids_and_is_added(lowest):
     own = torch.rand(2, 1, 3, 5) > 0.4
     soft = torch.randn(2, 1, 3, 5)
-    mask = build_mask(soft.masked_fill(~own, lowest), torch.arange(2, 5), torch.arange(5), 2)
+    mask = build_mask(soft.masked_fill(~own, lowest), torch.arange(2, 5), torch.arange(5), 2, 4)
     check_against_oracle(mask, 2, lambda row: oracle(range(2, 5), range(5), row, own=own[:, 0].tolist()))
     dense = mask.dense(torch.float32, torch.device("cpu"))
     assert torch.equal(dense[own], soft[own])
@@ -99,7 +99,7 @@ def test_an_additive_mask_may_differ_by_head():
     own = torch.ones(1, 4, 3, 3, dtype=torch.bool)
     own[:, 2, 1, 0] = False
     own[:, :, 2, 1] = False
-    mask = build_mask(torch.zeros(own.shape).masked_fill(~own, -torch.inf), torch.arange(3), torch.arange(3), 2)
+    mask = build_mask(torch.zeros(own.shape).masked_fill(~own, -torch.inf), torch.arange(3), torch.arange(3), 2, 4)
     assert torch.equal(mask.dense(torch.float32, torch.device("cpu")) == 0, own)
     # What is said of all heads is what all of them agree on.
     assert mask.allowed()[0, 1, 0]
@@ -148,7 +148,7 @@ def test_shortcuts_are_taken_only_where_they_say_the_same_as_the_cells(start, qu
         given_mask[0, 0] = 0
     elif change == "custom":
         given_mask = torch.zeros(1, 1, len(q), len(k))
-    mask = build_mask(given_mask, q, k, 1)
+    mask = build_mask(given_mask, q, k, 1, 4)
     cells = mask.allowed()[0]
     if mask.allows_all:
         assert cells.all()
@@ -164,7 +164,7 @@ def test_repeated_query_positions_are_not_taken_for_a_run():
 
 
 def test_a_padding_mask_of_ones_costs_nothing():
-    mask = build_mask(torch.ones(2, 5, dtype=torch.long), torch.arange(5), torch.arange(5), 2)
+    mask = build_mask(torch.ones(2, 5, dtype=torch.long), torch.arange(5), torch.arange(5), 2, 4)
     assert mask.is_causal
 
 
@@ -182,20 +182,38 @@ def test_a_padding_mask_of_ones_costs_nothing():
         (torch.full((2, 6), -1), r"holds other values than 0 \(padding\) and 1 \(token\)"),
         (
             torch.ones(2, 1, 6, 6).bool(),
-            r"4-D attention_mask has shape \(2, 1, 6, 6\); expected \(2 or 1, 1 or heads, 3, 6\)",
+            r"4-D attention_mask has shape \(2, 1, 6, 6\); expected \(2 or 1, 1 or 4, 3, 6\)",
         ),
         (torch.ones(3, 1, 3, 6).bool(), r"4-D attention_mask has shape \(3, 1, 3, 6\); expected \(2 or 1"),
         (torch.ones(2, 4, 3, 6).bool(), r"boolean 4-D attention_mask has 4 heads; give one for all heads"),
+        (
+            torch.zeros(2, 3, 3, 6),
+            r"an additive 4-D attention_mask has 3 heads; give one for all heads, or one for each of the model's 4\.",
+        ),
+        (torch.zeros(2, 0, 3, 6), r"an additive 4-D attention_mask has 0 heads; give one for all heads"),
         (
             torch.ones(2, 1, 3, 6).long(),
             r"4-D attention_mask of torch\.int64 is ambiguous: give booleans or an additive float mask",
         ),
     ],
-    ids=["too short", "batch", "1-D", "3-D", "fractions", "negative", "4-D size", "4-D batch", "4-D heads", "4-D int"],
+    ids=[
+        "too short",
+        "batch",
+        "1-D",
+        "3-D",
+        "fractions",
+        "negative",
+        "4-D size",
+        "4-D batch",
+        "4-D heads",
+        "additive 4-D heads",
+        "additive 4-D without heads",
+        "4-D int",
+    ],
 )
 def test_masks_that_do_not_fit_are_refused(given_mask, message):
     with pytest.raises(ValueError, match=message):
-        build_mask(given_mask, torch.arange(3, 6), torch.arange(6), 2)
+        build_mask(given_mask, torch.arange(3, 6), torch.arange(6), 2, 4)
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1], ids=["mha", "gqa", "mqa"])
@@ -209,7 +227,7 @@ def test_a_query_that_may_attend_to_nothing_gets_zeros_from_both_implementations
         "boolean": own,
         "additive": torch.zeros(own.shape).masked_fill(~own, -torch.inf),
     }[form]
-    mask = build_mask(given_mask, torch.arange(5), torch.arange(5), 2)
+    mask = build_mask(given_mask, torch.arange(5), torch.arange(5), 2, 4)
     eager = mix_values(attention_pattern(attention_scores(q, k, mask, 0.3)), v)
     fused = sdpa_attention(q, k, v, mask, 0.3)
     for out in (eager, fused):
@@ -226,7 +244,7 @@ def test_a_fully_masked_row_has_no_nan_gradient(form, implementation):
     own = torch.ones(1, 1, 4, 4, dtype=torch.bool).tril()
     own[:, :, 2] = False
     given_mask = own if form == "boolean" else torch.zeros(own.shape).masked_fill(~own, -torch.inf)
-    mask = build_mask(given_mask, torch.arange(4), torch.arange(4), 1)
+    mask = build_mask(given_mask, torch.arange(4), torch.arange(4), 1, 4)
     if implementation == "eager":
         out = mix_values(attention_pattern(attention_scores(q, k, mask, 0.3)), v)
     else:

@@ -1,12 +1,15 @@
 """Panels without a browser: the page's messages go in where the page would send them."""
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
 
+import workbench as wb
 from tests.fakes import tiny_session
 from workbench.panels import Attention, Lens, RunBar, TokenStrip, Workbench
 from workbench.panels.link import Link
@@ -157,7 +160,7 @@ def test_stop_keeps_what_is_there_and_a_second_run_is_refused_meanwhile(workbenc
     handle.remove()
     status = workbench.run_bar.widget.status
     assert status["state"] == "stopped"
-    assert status["text"].endswith("everything so far is kept.")
+    assert status["text"].endswith("Everything so far is kept.")
     assert 8 <= workbench.session.current.length < 105
     act(workbench.run_bar, "step", prompt="", settings=SETTINGS)
     workbench.run_bar.link.wait()
@@ -183,12 +186,13 @@ def test_each_panel_can_be_read_back(workbench):
     session.run("Hello", max_new_tokens=2)
     workbench.run_bar.link.wait()
     session.cursor.move(layer=1, head=2)
-    scope = {"session": session, "Sampler": type(session.sampler)}
+    scope = {"session": session, "wb": wb}
     for panel in (workbench.token_strip, workbench.lens):
         assert eval(panel.code(), scope).equals(panel.data)
     np.testing.assert_array_equal(eval(workbench.attention.code(), scope), workbench.attention.data.to_numpy())
     before = session.current.token_ids
-    assert eval(workbench.run_bar.code(), scope).token_ids == before
+    exec(workbench.run_bar.code(), scope)
+    assert session.current.token_ids == before
     assert workbench.attention.state() == {"run": 2, "step": 2, "query": 6, "key": 0, "layer": 1, "head": 2}
 
 
@@ -225,3 +229,56 @@ def test_an_action_that_arrives_on_another_thread_is_handled_on_the_page_s_own()
         assert set(seen) == {home}
 
     asyncio.run(page())
+
+
+def test_a_text_from_python_brings_status_prompt_and_a_stopped_lens_up_to_date(workbench):
+    act(workbench.run_bar, "run", prompt="Hello", settings=SETTINGS)
+    workbench.run_bar.link.wait()
+    act(workbench.run_bar, "stop")
+    workbench.run_bar.link._start_lens()
+    assert workbench.run_bar.link.lens_stopped
+    workbench.session.run("From a cell", max_new_tokens=1)
+    assert workbench.run_bar.widget.status["text"] == "11 prompt tokens, 1 generated."
+    assert workbench.run_bar.widget.prompt == "From a cell"
+    workbench.run_bar.link.wait()
+    assert content(workbench.lens)["state"] == "ok"
+
+
+def test_a_stopped_lens_says_so(workbench):
+    session, link = workbench.session, workbench.run_bar.link
+    session.run("Hello there")
+    link.stop()
+    link.wait()
+    session.current.lens = session.current.lens.resized(4).resized(11)  # as if stopped after four columns
+    link.notify()
+    assert content(workbench.lens)["state"] == "stale"
+    assert content(workbench.lens)["state_text"] == "stopped at 4 of 11 tokens"
+
+
+def test_a_panel_that_fails_says_so_and_the_others_go_on(workbench, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr("workbench.panels.token_strip.token_strip", fail)
+    workbench.session.run("Hello")
+    assert "planted" in workbench.token_strip.widget.error["text"]
+    assert array(workbench.attention, "weight").shape == (5, 5)
+
+
+def test_a_token_the_tokenizer_does_not_have_is_shown_all_the_same(workbench, monkeypatch):
+    monkeypatch.setattr(type(workbench.session.tokenizer), "__len__", lambda self: 50)
+    workbench.session.run("Hello")
+    assert [token["bytes"] for token in content(workbench.token_strip)["tokens"]] == ["48", "", "", "", ""]
+
+
+def test_closed_panels_let_go_of_the_session():
+    session = tiny_session()
+    workbench = Workbench(session)
+    session.run("Hello")
+    workbench.run_bar.link.wait()
+    workbench.close()
+    assert workbench.run_bar.link._listeners == []
+    gone = weakref.ref(session)
+    del session, workbench
+    gc.collect()
+    assert gone() is None

@@ -4,6 +4,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import itertools
 import pydoc_data.topics
 import time
 
@@ -119,6 +120,38 @@ def test_chat_template(messages, prompt):
     assert OURS.apply_chat_template(messages, add_generation_prompt=prompt, tokenize=False) == expected
     ids = THEIRS.apply_chat_template(messages, add_generation_prompt=prompt)
     assert OURS.apply_chat_template(messages, add_generation_prompt=prompt) == dict(ids)
+
+
+REASONING = (
+    "{% for m in messages %}{% for k in ['reasoning_content', 'thinking', 'reasoning'] %}[{{ m[k] }}]{% endfor %}"
+)
+REASONING += "{% for k in m %}<{{ k }}>{% endfor %}{% endfor %}"
+NAMES = ["reasoning_content", "thinking", "reasoning"]
+
+
+@pytest.mark.parametrize("given", [some for n in range(4) for some in itertools.permutations(NAMES, n)], ids=str)
+@pytest.mark.parametrize("value", ["short", "", ["a", "b"]], ids=repr)
+def test_reasoning_is_found_under_the_names_a_template_may_read(given, value):
+    message = {"role": "assistant", "content": "x", **{key: value and [*value, key] for key in given}}
+    for messages in ([message], [{"role": "user", "content": "y"}, {**message, "tool_calls": []}]):
+        options = {"chat_template": REASONING, "tokenize": False}
+        assert OURS.apply_chat_template(messages, **options) == THEIRS.apply_chat_template(messages, **options)
+
+
+@pytest.mark.parametrize("given", NAMES)
+def test_reasoning_that_is_none_is_not_there(given):
+    # Theirs keeps a None, which a template reads as text.
+    messages = [{"role": "assistant", "content": "x", given: None}]
+    assert "<thinking>" not in OURS.apply_chat_template(messages, chat_template=REASONING, tokenize=False)
+
+
+@pytest.mark.parametrize("name", ["tools", "documents", "other"])
+@pytest.mark.parametrize("options", [{}, {"tools": None, "documents": None}, {"documents": [{"text": "d"}]}], ids=str)
+def test_names_that_are_always_defined(name, options):
+    template = f"{{{{ {name} is defined }}}} {{{{ {name} is none }}}} {{{{ {name} }}}}"
+    options = {"chat_template": template, "tokenize": False, **options}
+    expected = THEIRS.apply_chat_template(MESSAGES[0], **options)
+    assert OURS.apply_chat_template(MESSAGES[0], **options) == expected
 
 
 def test_padding():

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import traitlets
 
 from workbench.widgets import Matrix, RunBar, TokenStrip, WorkbenchWidget
 from workbench.widgets.base import KEPT_ERRORS, plain, wire_array
@@ -140,11 +141,37 @@ class TestActions:
         widget.on_action(fails)
         from_page(widget, action("run", prompt=""))
         from_page(widget, action("run", prompt=""))
-        assert widget.error == {"text": "ValueError: the prompt is empty", "count": 2}
+        assert widget.error == {"text": "the prompt is empty", "count": 2}
         assert [m["ok"] for m, _ in widget.sent] == [False, False]
         kept = widget.errors[-1]
         assert (kept["action"], kept["params"]) == ("run", {"prompt": ""})
         assert "in fails" in kept["traceback"]
+
+    @pytest.mark.parametrize(
+        ("error", "shown"),
+        [
+            (ValueError("the prompt is empty"), "the prompt is empty"),
+            (type("ConfigError", (ValueError,), {})("theta is -1"), "theta is -1"),
+            (traitlets.TraitError("unknown settings"), "unknown settings"),
+            (type("BusyError", (RuntimeError,), {"__module__": "workbench.session"})("a run goes on"), "a run goes on"),
+            (RuntimeError("out of memory"), "RuntimeError: out of memory"),
+            (type("CudaError", (RuntimeError,), {"__module__": "workbenches"})("no"), "CudaError: no"),
+            (type("Odd", (KeyError,), {"__module__": "workbench.session"})("x"), "Odd: 'x'"),
+            (KeyError("x"), "KeyError: 'x'"),
+            (ValueError(), "ValueError"),
+            (RuntimeError(), "RuntimeError"),
+        ],
+        ids=lambda value: repr(value) if isinstance(value, Exception) else "",
+    )
+    def test_words_written_to_be_read_are_shown_alone_others_with_their_class(
+        self, widget: Any, error: Exception, shown: str
+    ) -> None:
+        def fails(name: str, params: dict[str, Any]) -> None:
+            raise error
+
+        widget.on_action(fails)
+        from_page(widget, action("run"))
+        assert widget.error["text"] == widget.errors[0]["text"] == shown
 
     def test_the_next_good_action_clears_the_line_but_not_the_list(self, widget: Any) -> None:
         def odd(name: str, params: dict[str, Any]) -> None:

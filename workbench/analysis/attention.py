@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from workbench.instrument import Activations
-from workbench.model.attention import attention_pattern, attention_scores
+from workbench.model.attention import attention_pattern
 from workbench.model.mask import Mask, causal
 
 Array = npt.NDArray[np.float32]
@@ -40,13 +40,30 @@ class AttentionMap:
     Args:
         acts: a capture of `q_rot` and `k_rot`.
         length: how many positions of it to look at; default all.
+        mask: what was applied, over all of these positions; default causal, which needs one text from position 0.
         scale: what scores are multiplied by; 1/√d_head unless the model says otherwise.
+
+    Raises:
+        ValueError: without a mask, for a capture that began later, was padded or masked, or holds several texts.
     """
 
-    def __init__(self, acts: Activations, length: int | None = None, scale: float | None = None) -> None:
+    def __init__(
+        self, acts: Activations, length: int | None = None, mask: Mask | None = None, scale: float | None = None
+    ) -> None:
         self.acts = acts
         self.length = acts.length if length is None else length
         self.scale = scale
+        if mask is None:
+            if not acts.is_one_text:
+                starts = ", ".join(str(span.start) for span in acts.spans)
+                masked = "with" if any(span.masked for span in acts.spans) else "without"
+                raise ValueError(
+                    f"this capture is not one unpadded text from position 0 (its forwards began at {starts}, {masked} "
+                    "an attention mask), so its mask is not simply causal. Capture one text, or give mask=."
+                )
+            positions = torch.arange(self.length)
+            mask = Mask([causal()], positions, positions)
+        self.mask = mask
 
     def row(self, layer: int, head: int, q: int) -> Array:
         """Weights of one query on every key up to it, (q + 1,).
@@ -92,11 +109,15 @@ class AttentionMap:
         heads, kv_heads = queries.shape[2], keys.shape[2]
         if not 0 <= head < heads:
             raise ValueError(f"head {head} does not exist; this layer has query heads 0 … {heads - 1}.")
-        q = queries[:1, start:stop, head, None].transpose(1, 2)  # (1, 1, q, d_head)
-        k = keys[:1, : self.length, head // (heads // kv_heads), None].transpose(1, 2)
-        mask = Mask([causal()], torch.arange(start, stop), torch.arange(k.shape[2]))
-        scores = attention_scores(q, k, mask, self.scale or q.shape[-1] ** -0.5)
-        return attention_pattern(scores)[0, 0].float().cpu(), mask.allowed()[0]
+        q = queries[0, start:stop, head]  # (q, d_head)
+        k = keys[0, : self.length, head // (heads // kv_heads)]
+        allowed = self.mask.allowed(slice(start, stop), slice(0, self.length), q.device)[0]
+        scores = (q @ k.T) * (self.scale or q.shape[-1] ** -0.5)
+        if self.mask.extra is not None:
+            extra = self.mask.extra[0, head % self.mask.extra.shape[1], start:stop, : self.length]
+            scores = scores + extra.to(scores.device, scores.dtype)
+        pattern = attention_pattern(scores.masked_fill(~allowed, -torch.inf))
+        return pattern.float().cpu(), allowed.cpu()
 
 
 def _pool(x: Float[Tensor, "q k"], factor: int) -> Float[Tensor, "pooled_q pooled_k"]:

@@ -57,6 +57,11 @@ class Lens:
         )
 
     @property
+    def length(self) -> int:
+        """Number of positions, computed or not."""
+        return int(self.top_ids.shape[1])
+
+    @property
     def computed(self) -> npt.NDArray[np.bool_]:
         """Whether a position's column is there."""
         return self.top_ids[0, :, 0] >= 0
@@ -125,7 +130,9 @@ def lens_columns(
             break
         part = states[:, start : start + step]
         width = part.shape[1]
-        logits = model.lm_head(model.model.norm(part.to(model.device, model.dtype).flatten(0, 1)))
+        # .forward: nobody's hooks on the norm or the head are to take this for a forward of the model.
+        hidden = model.model.norm.forward(part.to(model.device, model.dtype).flatten(0, 1))
+        logits = model.lm_head.forward(hidden)
         targets = followers[start : start + width].repeat(count)
         scores = score_tokens(logits, targets.clamp(min=0), top=k)
         shape = (count, width)

@@ -93,6 +93,8 @@ def _write(store: Tensor, new: Tensor, start: int) -> Tensor:
     end = start + new.shape[2]
     if new.requires_grad or store.requires_grad:  # writing in place would break the graph of an earlier step
         return torch.cat([store[:, :, :start], new], dim=2)
+    if store.is_inference() and not torch.is_inference_mode_enabled():  # PyTorch lets nobody write into it out here
+        store = store.clone()
     if end > store.shape[2]:
         grown = new.new_empty((*store.shape[:2], end + max(64, end // 4), store.shape[3]))
         grown[:, :, :start] = store[:, :, :start]

@@ -32,8 +32,10 @@ class Sampler:
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature is {self.temperature!r}; it must be 0 (greedy) or a positive number.")
-        if self.top_k < 0 or self.top_k != int(self.top_k):
+        if not isinstance(self.top_k, int) or self.top_k < 0:
             raise ValueError(f"top_k is {self.top_k!r}; it must be 0 (all tokens) or a positive whole number.")
+        if not isinstance(self.seed, int):
+            raise ValueError(f"seed is {self.seed!r}; it must be a whole number.")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p!r}; it must lie in (0, 1], where 1 keeps all tokens.")
 

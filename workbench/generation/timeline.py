@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 Source = Literal["prompt", "sampled", "forced"]
 TOP = 20
+BLOCK = 64  # predictions scored at once: each takes several copies of its logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +68,10 @@ class Timeline:
             self.nodes[index], ms=ms, positions_computed=positions, cache_bytes=cache_bytes
         )
 
+    def truncate(self, count: int) -> None:
+        """Takes back the nodes that were added after the first `count`."""
+        del self.nodes[count:]
+
     def path(self, index: int) -> list[Node]:
         """The nodes from the root to `index`."""
         found = []
@@ -90,9 +96,23 @@ class TokenScores:
     top_ids: Int[Tensor, "row top"]
     top_logprobs: Float[Tensor, "row top"]
 
+    @classmethod
+    def join(cls, parts: Sequence[TokenScores]) -> TokenScores:
+        """The rows of all parts, in order."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+
 
 def score_tokens(logits: Float[Tensor, "row vocab"], tokens: Int[Tensor, " row"], top: int = TOP) -> TokenScores:
     """Scores `tokens` under the plain softmax of `logits`, in float32. Rank 1 is the most likely; ties share a rank."""
+    blocks = [
+        _score_block(logits[start : start + BLOCK], tokens[start : start + BLOCK], top)
+        for start in range(0, len(logits), BLOCK)
+    ]
+    return TokenScores.join(blocks)
+
+
+def _score_block(logits: Float[Tensor, "row vocab"], tokens: Int[Tensor, " row"], top: int) -> TokenScores:
     logprobs = logits.float().log_softmax(-1)
     own = logprobs.gather(1, tokens[:, None].to(logits.device))
     best = logprobs.topk(min(top, logprobs.shape[-1]))

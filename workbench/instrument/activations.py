@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Iterator
 
@@ -12,6 +13,15 @@ from torch import Tensor
 from workbench.instrument.points import POINTS, Point
 
 
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """One captured forward: the position it began at, how many it read, and whether a caller's mask was applied."""
+
+    start: int
+    count: int
+    masked: bool
+
+
 class Activations:
     """What was captured, by full point name: `acts["layers.3.q_rot"]`, or `acts["q_rot", 3]`.
 
@@ -20,6 +30,7 @@ class Activations:
     """
 
     def __init__(self) -> None:
+        self.spans: list[Span] = []
         self._chunks: dict[str, list[Tensor]] = {}
         self._lock = threading.Lock()
 
@@ -81,6 +92,7 @@ class Activations:
         """Adds all positions of another capture of the same points."""
         for name in other:
             self.append(name, other[name])
+        self.spans.extend(other.spans)
 
     def crop(self, length: int) -> None:
         """Forgets every position from `length` on."""
@@ -92,6 +104,17 @@ class Activations:
                     if label in ("pos", "q_pos", "k_pos"):
                         kept = kept.narrow(axis, 0, min(length, kept.shape[axis]))
                 self._chunks[name] = [kept.clone()]  # a view would keep what was cut off alive
+        self.spans = [
+            dataclasses.replace(span, count=min(span.count, length - span.start))
+            for span in self.spans
+            if span.start < length
+        ]
+
+    @property
+    def is_one_text(self) -> bool:
+        """Whether the forwards read one text from position 0 on, without padding or a mask of the caller's."""
+        ends = [span.start + span.count for span in self.spans]
+        return not any(span.masked for span in self.spans) and [span.start for span in self.spans] == [0, *ends][:-1]
 
     def _check(self, name: str) -> None:
         if name not in self._chunks:

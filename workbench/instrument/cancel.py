@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,15 +20,18 @@ class Cancelled(Exception):
 def cancellable(
     model: LlamaForCausalLM | LlamaModel, should_stop: Callable[[], bool], on_layer: Callable[[int], None] | None = None
 ) -> Iterator[None]:
-    """Makes forwards inside the block raise `Cancelled` before the next layer once `should_stop()` is true.
+    """Makes this thread's forwards in the block raise `Cancelled` before the next layer once `should_stop()` is true.
 
-    `on_layer(i)` is told of every layer that begins. The cache may hold some layers' share of the positions of a
-    cancelled forward: crop it to its length before.
+    `on_layer(i)` is told of every layer that begins. The model crops the cache of a cancelled forward to its length
+    before.
     """
     base = model.model if isinstance(model, LlamaForCausalLM) else model
+    thread = threading.get_ident()
 
     def check(index: int) -> Callable[[nn.Module, Any], None]:
         def hook(module: nn.Module, args: Any) -> None:
+            if threading.get_ident() != thread:
+                return
             if should_stop():
                 raise Cancelled
             if on_layer is not None:

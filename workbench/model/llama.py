@@ -192,7 +192,7 @@ class LlamaModel(nn.Module):
             input_ids: new tokens; or `inputs_embeds`, their embeddings. Exactly one of them.
             attention_mask: (batch, cached + new positions) with 0 at padding, or a 4-D mask (see `build_mask`).
             position_ids: rotary position of each new token; by default they count on from the cache's length.
-            past_key_values: a cache, extended in place.
+            past_key_values: a cache, extended in place; after an exception in a layer it is as it was before.
             use_cache: whether to make one if none is given; default `config.use_cache`.
             output_hidden_states: keep the embedding and each layer's output.
             output_attentions: keep each layer's pattern, exact under every attention implementation.
@@ -208,16 +208,21 @@ class LlamaModel(nn.Module):
         start = past_key_values.length if past_key_values is not None else 0
         q_pos = torch.arange(start, start + length)
         k_pos = past_key_values.positions(0, length) if past_key_values is not None else q_pos
-        mask = build_mask(attention_mask, q_pos, k_pos, batch)
+        mask = build_mask(attention_mask, q_pos, k_pos, batch, self.config.num_attention_heads)
         rope = self.rotary_emb(x, _positions(position_ids, q_pos, batch).to(x.device))
 
         hidden_states, attentions = [], []
-        for layer in self.layers:
-            if output_hidden_states:
-                hidden_states.append(x)
-            x, pattern = layer(x, rope, mask, past_key_values, output_attentions)
-            attentions.append(pattern)
-        x = self.norm(x)
+        try:
+            for layer in self.layers:
+                if output_hidden_states:
+                    hidden_states.append(x)
+                x, pattern = layer(x, rope, mask, past_key_values, output_attentions)
+                attentions.append(pattern)
+            x = self.norm(x)
+        except BaseException:  # a hook that fails, Ctrl-C: some layers have taken the positions, later ones have not
+            if past_key_values is not None:
+                past_key_values.crop(start)
+            raise
         return BaseModelOutputWithPast(
             last_hidden_state=x,
             past_key_values=past_key_values,

@@ -111,24 +111,28 @@ def _tile(rule: Rule, q_pos: Tensor, k_pos: Tensor, q: slice, k: slice) -> Tenso
     return allowed[:, q, k] if rule.name == "custom" else allowed
 
 
-def build_mask(attention_mask: Tensor | None, q_pos: Int[Tensor, " q"], k_pos: Int[Tensor, " k"], batch: int) -> Mask:
+def build_mask(
+    attention_mask: Tensor | None, q_pos: Int[Tensor, " q"], k_pos: Int[Tensor, " k"], batch: int, heads: int
+) -> Mask:
     """The mask of one forward.
 
     Args:
         attention_mask: `None`; or (batch, pos) with 0 at padding, over the cached positions and the new ones; or a 4-D
-            (batch or 1, 1 or head, q, k) mask, boolean (True = may attend) or additive, used as it is.
+            (batch or 1, 1, q, k) mask, boolean (True = may attend) or additive, used as it is. An additive one may
+            have all heads instead of the 1.
         q_pos, k_pos: as in `Mask`.
         batch: number of rows.
+        heads: number of query heads.
 
     Raises:
-        ValueError: for another rank, size or dtype.
+        ValueError: for another rank, size, number of heads or dtype.
     """
     rules = [causal()] if bool((k_pos >= 0).all()) else [causal(), empty_slot()]
     if attention_mask is None:
         return Mask(rules, q_pos, k_pos)
     attention_mask = attention_mask.detach().cpu()
     if attention_mask.dim() == 4:
-        return _custom_mask(attention_mask, q_pos, k_pos, batch)
+        return _custom_mask(attention_mask, q_pos, k_pos, batch, heads)
     total = int(q_pos[-1]) + 1
     if tuple(attention_mask.shape) != (batch, total):
         raise ValueError(
@@ -141,11 +145,11 @@ def build_mask(attention_mask: Tensor | None, q_pos: Int[Tensor, " q"], k_pos: I
     return Mask(rules if bool(keep.all()) else [*rules, padding(keep)], q_pos, k_pos)
 
 
-def _custom_mask(mask: Tensor, q_pos: Tensor, k_pos: Tensor, batch: int) -> Mask:
+def _custom_mask(mask: Tensor, q_pos: Tensor, k_pos: Tensor, batch: int, heads: int) -> Mask:
     size = (len(q_pos), len(k_pos))
     if tuple(mask.shape[2:]) != size or mask.shape[0] not in (1, batch):
         raise ValueError(
-            f"a 4-D attention_mask has shape {tuple(mask.shape)}; expected ({batch} or 1, 1 or heads, "
+            f"a 4-D attention_mask has shape {tuple(mask.shape)}; expected ({batch} or 1, 1 or {heads}, "
             f"{size[0]}, {size[1]})."
         )
     if mask.dtype == torch.bool:
@@ -156,6 +160,11 @@ def _custom_mask(mask: Tensor, q_pos: Tensor, k_pos: Tensor, batch: int) -> Mask
         return Mask([custom(mask[:, 0])], q_pos, k_pos)
     if not mask.is_floating_point():
         raise ValueError(f"a 4-D attention_mask of {mask.dtype} is ambiguous: give booleans or an additive float mask.")
+    if mask.shape[1] not in (1, heads):
+        raise ValueError(
+            f"an additive 4-D attention_mask has {mask.shape[1]} heads; give one for all heads, or one for each of the "
+            f"model's {heads}."
+        )
     # "minus infinity" is written as the dtype's lowest number by transformers.
     forbidden = mask <= torch.finfo(mask.dtype).min / 2
     return Mask([custom(~forbidden.all(1))], q_pos, k_pos, bias=mask.masked_fill(forbidden, -torch.inf))

@@ -32,8 +32,14 @@ class Workbench(ipywidgets.VBox):
         # Side by side where there is room for both, else one below the other.
         self.lens.layout = ipywidgets.Layout(flex="3 1 760px", width="auto", min_width="0")
         self.attention.layout = ipywidgets.Layout(flex="2 1 460px", width="auto", min_width="0")
-        row = ipywidgets.Box(
+        self._row = ipywidgets.Box(
             [self.lens, self.attention],
             layout=ipywidgets.Layout(display="flex", flex_flow="row wrap", grid_gap="8px 24px"),
         )
-        super().__init__([self.run_bar, self.token_strip, row])
+        super().__init__([self.run_bar, self.token_strip, self._row])
+
+    def close(self) -> None:
+        """Closes every panel."""
+        for part in (self.run_bar, self.token_strip, self.lens, self.attention, self._row):
+            part.close()
+        super().close()

@@ -77,4 +77,4 @@ class Attention(Panel):
     def _cursor_moved(self, change: Any) -> None:
         super()._cursor_moved(change)
         if change["name"] in ("layer", "head"):
-            self.refresh()
+            self._refresh()

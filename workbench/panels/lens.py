@@ -25,17 +25,19 @@ class Lens(Panel):
         """Draws the columns that have been computed since."""
         run = self.session.current
         lens = run.lens if run else None
-        version = (run, run.length if run else 0, int(lens.progress) if lens is not None else -1)
+        stopped = self.link.lens_stopped
+        version = (run, run.length if run else 0, lens.progress if lens is not None else -1, stopped)
         if version == self._shown or self._too_soon():
             return
         self._shown = version
         if run is None:
             self._draw(matrix.empty("lens", "Logit lens", "Run a prompt to see what each layer would predict."))
         elif lens is None:
-            self._draw(matrix.empty("lens", "Logit lens", "Waiting for the model …", "computing"))
+            words = "Stopped. The next run or step takes it up again." if stopped else "Waiting for the model …"
+            self._draw(matrix.empty("lens", "Logit lens", words, "empty" if stopped else "computing"))
         else:
-            pieces = self.session.tokenizer.pieces(run.token_ids[: len(lens.computed)])
-            self._draw(matrix.lens_matrix(lens, pieces, lambda i: self.session.tokenizer.pieces([i])[0]))
+            pieces = self.session.tokenizer.pieces(run.token_ids[: lens.length])
+            self._draw(matrix.lens_matrix(lens, pieces, lambda i: self.session.tokenizer.pieces([i])[0], stopped))
 
     def code(self) -> str:
         """Python that gives the table behind the picture."""

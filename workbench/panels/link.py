@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from workbench.generation import Sampler
 from workbench.instrument import Cancelled
 from workbench.session import BusyError, Run, Session
-from workbench.widgets.base import running_loop
+from workbench.widgets.base import error_text, running_loop
 
 TICK = 0.05  # seconds between two looks at a running job: at most 20 messages a second for each widget
 
@@ -57,10 +57,8 @@ class Link:
     when it has ended.
     """
 
-    _links: weakref.WeakKeyDictionary[Session, Link] = weakref.WeakKeyDictionary()
-
     def __init__(self, session: Session) -> None:
-        self.session = weakref.proxy(session)
+        self.session = session
         self.job: Job | None = None
         self.background: Job | None = None
         self.status: Status = _status("idle", "Ready. Type a prompt and press Run.")
@@ -68,19 +66,32 @@ class Link:
         self._lens_held = False  # the user stopped it: not taken up again before the next run or step
         self._listeners: list[Callable[[], None]] = []
         self._ticking = False
+        self._following = False
         self._loop = running_loop()
         session.observe(self._text_changed, "revision")
 
     @classmethod
     def of(cls, session: Session) -> Link:
         """The link of a session, made on first use."""
-        if session not in cls._links:
-            cls._links[session] = cls(session)
-        return cls._links[session]
+        # Kept on the session: a table of links would keep every session and its model alive.
+        link = vars(session).get("_link")
+        if link is None:
+            link = vars(session)["_link"] = cls(session)
+        return link
 
     def subscribe(self, listener: Callable[[], None]) -> None:
         """Has `listener` called whenever something may have changed; it should be cheap when nothing has."""
         self._listeners.append(listener)
+
+    def unsubscribe(self, listener: Callable[[], None]) -> None:
+        """Takes a listener back."""
+        if listener in self._listeners:
+            self._listeners.remove(listener)
+
+    @property
+    def lens_stopped(self) -> bool:
+        """Whether the lens waits for the next run or step, because the user stopped it or it failed."""
+        return self._lens_held
 
     def notify(self) -> None:
         """Calls the listeners."""
@@ -92,12 +103,9 @@ class Link:
     def run(self, prompt: str, settings: dict[str, Any]) -> None:
         """Starts a run of a prompt with the run bar's settings."""
         session, sampler = self.session, sampler_of(settings)
-        options = {
-            "max_new_tokens": int(settings["max_new_tokens"]),
-            "chat": bool(settings["chat"]),
-            "sampler": sampler,
-        }
-        self._start("run", lambda stop: session.run(prompt, should_stop=stop, follow=False, **options))
+        new, chat = int(settings["max_new_tokens"]), bool(settings["chat"])
+        run = partial(session.run, prompt, max_new_tokens=new, chat=chat, sampler=sampler, follow=False)
+        self._start("run", lambda stop: run(should_stop=stop))
 
     def step(self, prompt: str, settings: dict[str, Any]) -> None:
         """Starts one more token; where there is no text yet, reads the prompt first."""
@@ -184,7 +192,9 @@ class Link:
                 self.status = _failure(self.background.error, self.background.elapsed)
                 self._lens_held = True
             self.background = None
+        self._following = True
         self.session.follow()
+        self._following = False
         self._start_lens()
         self.notify()
 
@@ -206,8 +216,10 @@ class Link:
         self.status = _status("running", text, progress.done, progress.total, job.elapsed)
 
     def _text_changed(self, change: Any) -> None:
-        """Also after a run or step from a cell: the panels follow at once, and the lens is brought up to date."""
-        if self.job is None:
+        """After a run or step from a cell the panels follow at once, and the lens is brought up to date."""
+        if self.job is None and not self._following:
+            self._lens_held = False
+            self.status = _status("done", _counts(self.session.current))
             self._start_lens()
             self.notify()
 
@@ -224,16 +236,15 @@ def _status(
 
 
 def _failure(error: BaseException, elapsed: float) -> Status:
-    """The error's own words; the kind of error only where it is not one of ours that was written for people."""
-    words = str(error) or type(error).__name__
-    text = words if isinstance(error, ValueError | BusyError) else f"{type(error).__name__}: {words}"
-    return _status("error", text, elapsed=elapsed)
+    return _status("error", error_text(error), elapsed=elapsed)
 
 
 def _summary(run: Run | None, job: Job) -> Status:
-    assert run is not None
-    new = run.length - run.prompt_length
-    text = f"{run.prompt_length:,} prompt tokens, {new:,} generated"
     if job.stopped.is_set():
-        return _status("stopped", f"Stopped. {text}; everything so far is kept.", elapsed=job.elapsed)
-    return _status("done", f"{text}.", elapsed=job.elapsed)
+        return _status("stopped", f"Stopped. {_counts(run)} Everything so far is kept.", elapsed=job.elapsed)
+    return _status("done", _counts(run), elapsed=job.elapsed)
+
+
+def _counts(run: Run | None) -> str:
+    assert run is not None
+    return f"{run.prompt_length:,} prompt tokens, {run.length - run.prompt_length:,} generated."

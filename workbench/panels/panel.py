@@ -23,12 +23,29 @@ class Panel(ipywidgets.VBox):
         self.link = Link.of(session)
         self.widget = widget
         self._quiet_until = 0.0
+        self._open = True
         super().__init__(children=[widget], layout=ipywidgets.Layout(width="100%"))
         widget.on_action(self.act)
         session.cursor.observe(self._cursor_moved)
         self._send_cursor()
-        self.link.subscribe(self.refresh)
-        self.refresh()
+        self.link.subscribe(self._refresh)
+        self._refresh()
+
+    def close(self) -> None:
+        """Takes the panel off the page and out of the session, which is free to go then."""
+        if self._open:  # ipywidgets closes once more when the object goes
+            self._open = False
+            self.link.unsubscribe(self._refresh)
+            self.session.cursor.unobserve(self._cursor_moved)
+            self.widget.close()
+        super().close()
+
+    def _refresh(self) -> None:
+        """A panel that fails says so in its own status line; the others go on."""
+        try:
+            self.refresh()
+        except Exception as error:
+            self.widget.report("refresh", {}, error)
 
     def refresh(self) -> None:
         """Brings the widget up to date; called at every tick of a job, so cheap when nothing has changed."""

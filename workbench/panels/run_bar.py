@@ -21,6 +21,7 @@ class RunBar(Panel):
 
     def __init__(self, session: Session, prompt: str = "", max_new_tokens: int = 8) -> None:
         run = session.current
+        self._shown = run
         widget = widgets.RunBar(
             model_line=model_line(session),
             prompt=prompt or (run.prompt if run else ""),
@@ -29,8 +30,12 @@ class RunBar(Panel):
         super().__init__(session, widget)
 
     def refresh(self) -> None:
-        """Shows the job's status."""
+        """Shows the job's status, and the prompt of a new text."""
         self.widget.status = self.link.status
+        run = self.session.current
+        if run is not None and run is not self._shown:
+            self._shown = run
+            self.widget.prompt = run.prompt
 
     def act(self, name: str, params: dict[str, Any]) -> None:
         """`run`, `step` and `stop`."""
@@ -49,7 +54,12 @@ class RunBar(Panel):
         if run is None:
             return "session.run('…')"
         new = run.length - run.prompt_length
-        return f"session.run({run.prompt!r}, max_new_tokens={new}, chat={run.chat}, sampler={self.session.sampler!r})"
+        lines = [f"session.run({run.prompt!r}, chat={run.chat}, sampler=wb.{run.sampler!r})"]
+        if new:
+            lines += [f"for _ in range({new}):", "    session.step()"]
+        if not run.one_sampler:
+            lines.insert(0, "# Its first tokens were chosen by another sampler, so this may make another text.")
+        return "\n".join(lines)
 
     @property
     def data(self) -> pd.DataFrame:

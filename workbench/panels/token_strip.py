@@ -27,7 +27,9 @@ class TokenStrip(Panel):
         tokenizer = self.session.tokenizer
         nodes = run.nodes if run else []
         ids = [node.token for node in nodes]
-        self._draw(token_strip(nodes, tokenizer.pieces(ids), [tokenizer.token_bytes(i) for i in ids]))
+        known = len(tokenizer)  # a model may have more outputs than its tokenizer has tokens
+        raw = [tokenizer.token_bytes(i) if i < known else b"" for i in ids]
+        self._draw(token_strip(nodes, tokenizer.pieces(ids), raw))
 
     def code(self) -> str:
         """Python that gives the table behind the chips."""

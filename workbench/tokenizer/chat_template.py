@@ -17,6 +17,9 @@ import jinja2
 import jinja2.ext
 import jinja2.sandbox
 
+# Names under which a message's reasoning is given; the first is what templates read today.
+REASONING = ("reasoning_content", "thinking", "reasoning")
+
 
 class ChatTemplateError(ValueError):
     """A chat template that cannot be compiled or rendered, or that refuses the messages it was given."""
@@ -27,16 +30,19 @@ def render_chat(template: str, messages: Sequence[Mapping[str, Any]], **variable
 
     Args:
         template: Jinja source.
-        messages: each a mapping with at least `role` and `content`; keys whose value is `None` are left out, as in
-            `transformers`.
-        **variables: further names the template may use, such as `add_generation_prompt` and `bos_token`.
+        messages: each a mapping with at least `role` and `content`; keys whose value is `None` are left out. As in
+            `transformers`, reasoning given under any name of `REASONING` is found as `reasoning_content` and, unless
+            that is there already, as `thinking`.
+        **variables: further names the template may use, such as `add_generation_prompt` and `bos_token`; `tools` and
+            `documents` are `None` by default.
 
     Raises:
         ChatTemplateError: if the messages are not such a list, or with what the template or the sandbox complained of.
     """
     chat = [_message(index, message) for index, message in enumerate(_checked(messages))]
+    names = {"tools": None, "documents": None, **{key: _plain(value) for key, value in variables.items()}}
     try:
-        return _compiled(template).render(messages=chat, **{key: _plain(value) for key, value in variables.items()})
+        return _compiled(template).render(messages=chat, **names)
     except jinja2.TemplateSyntaxError as error:
         raise ChatTemplateError(
             f"The chat template is not valid Jinja (line {error.lineno}): {error.message}"
@@ -63,7 +69,9 @@ def _message(index: int, message: Any) -> dict[str, Any]:
         raise ChatTemplateError(
             f"Message {index} is {message!r:.80}; each must be a dictionary with a 'role' and a 'content'."
         )
-    return {key: _plain(value) for key, value in message.items() if value is not None}
+    plain = {key: _plain(value) for key, value in message.items() if value is not None}
+    reasoning = next((plain[key] for key in REASONING if key in plain), None)
+    return plain if reasoning is None else {"thinking": reasoning, **plain, "reasoning_content": reasoning}
 
 
 def _plain(value: Any) -> Any:

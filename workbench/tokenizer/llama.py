@@ -280,7 +280,7 @@ class LlamaTokenizer:
             tokenize: give token ids; otherwise the text.
             return_dict: with `tokenize`, give `input_ids` and `attention_mask` (as `transformers` 5 does), or the ids.
             return_tensors: as for a call.
-            **variables: further names the template may use, such as `tools`.
+            **variables: further names the template may use; `tools` and `documents` are `None` by default.
 
         Raises:
             TokenizerError: if there is no template, or with what it complained of.
@@ -290,7 +290,7 @@ class LlamaTokenizer:
             raise TokenizerError(
                 "This tokenizer has no chat template. Give one: apply_chat_template(messages, chat_template=...)."
             )
-        names = {**self.special_tokens_map, "add_generation_prompt": add_generation_prompt, "tools": None, **variables}
+        names = {**self.special_tokens_map, "add_generation_prompt": add_generation_prompt, **variables}
         try:
             text = render_chat(template, conversation, **names)
         except ChatTemplateError as error:

@@ -30,12 +30,13 @@ def empty(kind: str, title: str, words: str, state: str = "empty") -> Payload:
     return Payload({"kind": kind, "title": title, "rows": [], "cols": [], "state": state, "state_text": words}, {})
 
 
-def lens_matrix(lens: Lens, pieces: Sequence[str], piece_of: Callable[[int], str]) -> Payload:
+def lens_matrix(lens: Lens, pieces: Sequence[str], piece_of: Callable[[int], str], stopped: bool = False) -> Payload:
     """Layers × tokens, the last layer on top; each cell shows the token that state would predict next.
 
     Args:
         pieces: the text of each token, along the columns.
         piece_of: token id → text, for the predictions.
+        stopped: whether nobody is computing the columns that are missing.
     """
     states, length, _ = lens.top_ids.shape
     ids, where = np.unique(lens.top_ids, return_inverse=True)
@@ -54,8 +55,8 @@ def lens_matrix(lens: Lens, pieces: Sequence[str], piece_of: Callable[[int], str
         "col_index": list(range(length)),
         "row_axis_cursor": "layer",
         "col_axis_cursor": "query",
-        "state": "ok" if done == length else "computing",
-        "state_text": "" if done == length else f"{done:,} of {length:,} tokens computed",
+        "state": "ok" if done == length else "stale" if stopped else "computing",
+        "state_text": "" if done == length else f"{'stopped at ' * stopped}{done:,} of {length:,} tokens",
         "metric": "p",
         "metrics": LENS_METRICS,
         "controls": [],

@@ -77,6 +77,14 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
+def error_text(error: BaseException) -> str:
+    """What is shown of an exception: its words alone where they are written to be read, else its class before them."""
+    ours = isinstance(error, RuntimeError) and type(error).__module__.partition(".")[0] == "workbench"
+    if str(error) and (ours or isinstance(error, (ValueError, traitlets.TraitError))):
+        return str(error)
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
 class WorkbenchWidget(anywidget.AnyWidget):
     """A widget that draws one payload (`show`) and reports what the user did (`on_action`).
 
@@ -116,6 +124,11 @@ class WorkbenchWidget(anywidget.AnyWidget):
         self._handlers.append(handler)
         return handler
 
+    def close(self) -> None:
+        """Take the widget off the page; forget the handlers, and with them what they belong to."""
+        self._handlers.clear()
+        super().close()
+
     def _send_payload(self) -> None:
         payload = self._payload
         if payload is not None:
@@ -143,14 +156,15 @@ class WorkbenchWidget(anywidget.AnyWidget):
             for handler in self._handlers:
                 handler(name, params)
         except Exception as error:
-            self._report(name, params, error)
+            self.report(name, params, error)
             return False
         if self.error:
             self.error = {}
         return True
 
-    def _report(self, name: str, params: dict[str, Any], error: Exception) -> None:
-        text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    def report(self, name: str, params: dict[str, Any], error: Exception) -> None:
+        """Show an exception in the widget's status line and keep it in `errors`."""
+        text = error_text(error)
         where = "".join(traceback.format_exception(error))  # as text: the exception would keep its tensors alive
         self.errors.append({"action": name, "params": params, "text": text, "traceback": where})
         del self.errors[:-KEPT_ERRORS]

@@ -17,7 +17,8 @@ class RunBar(WorkbenchWidget):
     """Prompt and run controls.
 
     Actions: ``run`` and ``step`` with ``{"prompt": str, "settings": dict}``; ``stop`` with ``{}``.
-    `prompt` and `settings` are what Python sets; what the user typed comes with the action.
+    `prompt` and `settings` are what Python sets; what the user typed comes with the action. `status` is
+    ``{"state", "text"}``, and may have `done` of `total`, which draw the progress bar, and `elapsed`, in seconds.
     """
 
     _esm = STATIC / "run_bar.js"
@@ -27,18 +28,6 @@ class RunBar(WorkbenchWidget):
     settings = traitlets.Dict(default_value=DEFAULT_SETTINGS).tag(sync=True)
     status = traitlets.Dict(default_value=DEFAULT_STATUS).tag(sync=True)
     examples = traitlets.List(traitlets.Unicode()).tag(sync=True)
-
-    def set_status(
-        self,
-        state: str,
-        text: str = "",
-        *,
-        done: int | None = None,
-        total: int | None = None,
-        elapsed: float | None = None,
-    ) -> None:
-        """Show where the run stands; `done` of `total` draws the progress bar, `elapsed` is in seconds."""
-        self.status = {"state": state, "text": text, "done": done, "total": total, "elapsed": elapsed}
 
     @traitlets.validate("status")
     def _check_status(self, proposal: Any) -> Any:

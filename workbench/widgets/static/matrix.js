@@ -924,7 +924,7 @@ function labelChip(ctx, colors, text, x, y, w) {
 var CURSOR = { light: { query: "#d9480f", key: "#a61e8f" }, dark: { query: "#ff922b", key: "#f783d8" } };
 var COMMON = `
 .wb {
-  --wb-bg: var(--jp-layout-color1, Canvas);
+  --wb-bg: var(--jp-layout-color0, Canvas);
   --wb-fg: var(--jp-ui-font-color1, CanvasText);
   --wb-muted: color-mix(in srgb, var(--wb-fg) 68%, var(--wb-bg));
   --wb-line: color-mix(in srgb, var(--wb-fg) 16%, var(--wb-bg));
