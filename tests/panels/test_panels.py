@@ -282,3 +282,15 @@ def test_closed_panels_let_go_of_the_session():
     del session, workbench
     gc.collect()
     assert gone() is None
+
+
+def test_tokens_that_stream_in_do_not_redraw_an_unchanged_lens(workbench):
+    session = workbench.session
+    session.run("Hello")
+    workbench.run_bar.link.wait()
+    drawn = workbench.lens.widget._rev
+    workbench.run_bar.link.job = object()  # as while a run goes on: the lens waits
+    session.generate(3, follow=False)
+    workbench.run_bar.link.notify()
+    assert len(content(workbench.token_strip)["tokens"]) == 8
+    assert workbench.lens.widget._rev == drawn

@@ -1,5 +1,7 @@
 """The quickstart in a real JupyterLab. Each test opens it anew, runs every cell, and then does what a user would."""
 
+import statistics
+
 import pytest
 
 from tests.ui.conftest import SHOTS
@@ -109,20 +111,24 @@ def test_prompt_run_step_click_and_the_cursor_both_ways(page):
 
 
 def test_stop_ends_a_long_run_at_once_and_keeps_what_is_there(page):
-    page.run("Once upon a time", 3000)
-    page.notebook.page.wait_for_function(
-        """() => { const tokens = document.querySelectorAll('[role=option]');
-             return tokens[0].textContent === 'Once' && tokens.length > 12 }"""
-    )
-    milliseconds = page.notebook.page.evaluate(STOP_AND_TIME)
-    print(f"Stop → stopped: {milliseconds:.0f} ms")
-    length = int(page.notebook.kernel("session.current.length"))
-    assert length > 12
-    assert page.notebook.kernel("session.current.cache.length") == str(length)
-    page.wait_tokens(length)
-    page.button("Step").click()
-    page.wait_tokens(length + 1)
-    assert milliseconds <= 200
+    times = []
+    for first in ("Once", "Twice", "Thrice"):
+        page.run(f"{first} upon a time", 3000)
+        page.notebook.page.wait_for_function(
+            """first => { const tokens = document.querySelectorAll('[role=option]');
+                 return first.startsWith(tokens[0].textContent) && tokens.length > 12 }""",
+            arg=first,
+        )
+        times.append(page.notebook.page.evaluate(STOP_AND_TIME))
+        length = int(page.notebook.kernel("session.current.length"))
+        assert length > 12
+        assert page.notebook.kernel("session.current.cache.length") == str(length)
+        page.wait_tokens(length)
+        page.button("Step").click()
+        page.wait_tokens(length + 1)
+        page.wait_status("Done")
+    print("Stop → stopped:", [f"{ms:.0f} ms" for ms in times])
+    assert statistics.median(times) <= 200
 
 
 def test_the_picture_is_the_kernel_s_numbers(page):
