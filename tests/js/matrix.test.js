@@ -1,7 +1,7 @@
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import widget from "../../workbench/widgets/src/matrix.widget.js";
 import { cellOf, cursorParams, paintMatrix, readMatrix } from "../../workbench/widgets/src/matrix_data.js";
-import { cellTip, cellWords } from "../../workbench/widgets/src/matrix_words.js";
+import { cellTip, cellWords, rowWords } from "../../workbench/widgets/src/matrix_words.js";
 import { NAN } from "../../workbench/widgets/src/values.js";
 import { FakeModel, frame, mount, stubCanvas } from "./fake_model.js";
 
@@ -51,6 +51,10 @@ describe("data", () => {
     const coarse = data(attention({ pooled: { factor: 4, how: "max" }, row_index: undefined }));
     expect(cellOf(coarse, { query: 6, key: 11 })).toEqual({ r: 1, c: 2 });
     expect(cursorParams(coarse, { r: 1, c: 2 })).toEqual({ query: 4, key: 8 });
+  });
+  it("says the axis before a row that is a number, and a name alone", () => {
+    const numbered = data(lens({ rows: ["1", "0", "embed"], row_title: "after layer" }));
+    expect([0, 1, 2].map((r) => rowWords(numbered, r))).toEqual(["after layer 1", "after layer 0", "embed"]);
   });
   it("attention is on a square-root scale unless told otherwise; the sink is left out of its maximum", () => {
     const apart = paintMatrix(data(attention({ sink_apart: true })), undefined, undefined, "light");

@@ -15,7 +15,8 @@ const NAMES = { query: "query", key: "key", layer: "layer", head: "head" };
 
 /** @param {MatrixData} data @param {number} r */
 export function rowWords(data, r) {
-  if (!data.rowTokens) return data.rowLabels[r];
+  // "after layer 20", but "embed" alone: a label that is a number needs the axis's name before it.
+  if (!data.rowTokens) return /^\d/.test(data.rowLabels[r]) ? `${data.rowTitle} ${data.rowLabels[r]}`.trim() : data.rowLabels[r];
   return tokenWords(NAMES[data.rowCursor], data.rowIndex[r], data.rowLabels[r]);
 }
 

@@ -1513,7 +1513,7 @@ function tipRows(pairs) {
 var LABEL = 24;
 var NAMES = { query: "query", key: "key", layer: "layer", head: "head" };
 function rowWords(data, r) {
-  if (!data.rowTokens) return data.rowLabels[r];
+  if (!data.rowTokens) return /^\d/.test(data.rowLabels[r]) ? `${data.rowTitle} ${data.rowLabels[r]}`.trim() : data.rowLabels[r];
   return tokenWords(NAMES[data.rowCursor], data.rowIndex[r], data.rowLabels[r]);
 }
 function colWords(data, c) {
