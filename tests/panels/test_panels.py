@@ -294,3 +294,23 @@ def test_tokens_that_stream_in_do_not_redraw_an_unchanged_lens(workbench):
     workbench.run_bar.link.notify()
     assert len(content(workbench.token_strip)["tokens"]) == 8
     assert workbench.lens.widget._rev == drawn
+
+
+@pytest.mark.parametrize(
+    ("action", "words"),
+    [
+        ("run", "Stopped while reading the prompt. The text before it is kept."),
+        ("step", "Stopped before the token was complete. The text before it is kept."),
+    ],
+)
+def test_a_job_stopped_before_it_gave_anything_says_what_is_kept(workbench, action, words):
+    workbench.session.run("Hello")
+    before = workbench.session.current.token_ids
+    stopper = workbench.session.model.model.layers[0].register_forward_pre_hook(
+        lambda module, args: workbench.run_bar.link.job.stopped.set()
+    )
+    act(workbench.run_bar, action, prompt="Another", settings=SETTINGS)
+    workbench.run_bar.link.wait()
+    stopper.remove()
+    assert workbench.run_bar.widget.status["text"] == words
+    assert workbench.session.current.token_ids == before

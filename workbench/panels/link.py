@@ -153,7 +153,7 @@ class Link:
         run = self.session.current
         if run is None or not self.lens_wanted or self._lens_held or self.job or self.background:
             return
-        if run.lens is not None and len(run.lens.computed) == run.length and not run.lens.missing():
+        if run.lens is not None and run.lens.length == run.length and not run.lens.missing():
             return
         session = self.session
         self.background = Job("lens", lambda stop: session.lens(should_stop=stop))
@@ -202,7 +202,8 @@ class Link:
         run = self.session.current
         if isinstance(job.error, Cancelled):
             kept = "The text before it is kept." if run is not None else "Nothing was read."
-            self.status = _status("stopped", f"Stopped while reading the prompt. {kept}", elapsed=job.elapsed)
+            where = "before the token was complete" if job.label == "step" else "while reading the prompt"
+            self.status = _status("stopped", f"Stopped {where}. {kept}", elapsed=job.elapsed)
         elif job.error is not None:
             self.status = _failure(job.error, job.elapsed)
         else:
