@@ -33,6 +33,12 @@ def tiny_model(kind: str = "gqa", **changes) -> LlamaForCausalLM:
     return LlamaForCausalLM(tiny_config(kind, **changes)).eval()
 
 
+def hooks(model):
+    """How many hooks of any kind are registered anywhere in the model."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
+
+
 @pytest.fixture
 def model() -> LlamaForCausalLM:
     return tiny_model()
