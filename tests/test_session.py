@@ -10,7 +10,7 @@ from tests.conftest import hooks
 from tests.fakes import CharTokenizer, tiny_session
 from workbench.generation import Sampler
 from workbench.instrument import Cancelled, capture
-from workbench.session import BusyError, Session
+from workbench.session import BusyError, Run, Session
 
 
 def stop_after(calls):
@@ -314,6 +314,25 @@ def test_the_lens_fires_nobody_s_hooks_and_stays_with_its_text():
 
     lens = session.lens(should_stop=replace)
     assert not lens.computed.any()
+
+
+def test_a_token_that_comes_while_a_lens_begins_is_left_for_the_next(monkeypatch):
+    session = tiny_session()
+    session.run("Hello")
+    read = Run.token_ids.fget
+
+    def read_and_grow(run):
+        tokens = read(run)
+        monkeypatch.setattr(Run, "token_ids", property(read))
+        session.generate(1, follow=False)
+        return tokens
+
+    monkeypatch.setattr(Run, "token_ids", property(read_and_grow))
+    lens = session.lens()
+    assert lens.length == 5
+    assert lens.computed.all()
+    assert session.current.length == 6
+    assert session.lens().length == 6
 
 
 def test_the_lens_may_run_beside_a_generation():
