@@ -1,7 +1,7 @@
 """An optional Jupyter server extension: small replies reach the page at once.
 
-The kernel's websocket sends three small frames a reply; with Nagle's algorithm the last waits about 40 ms for the
-browser's acknowledgement of the first. Setting no-delay on the socket takes a button's answer from about 50 to 12 ms.
+The kernel's websocket sends three small frames a reply; with Nagle's algorithm the last one waits for the browser's
+acknowledgement of the first. Setting no-delay on the socket takes that wait away.
 Everything works without it. It wraps a handler of jupyter_server, so a version that has changed there is left alone.
 """
 
