@@ -20,11 +20,33 @@ ALLOWED = {
     "views": {"analysis", "generation"},
     "widgets": set(),
     "panels": {"session", "analysis", "views", "widgets", "generation", "instrument", "checkpoints"},
+    "compat": {
+        "config",
+        "tokenizer",
+        "cache",
+        "model",
+        "instrument",
+        "generation",
+        "checkpoints",
+        "analysis",
+        "session",
+        "views",
+        "widgets",
+        "panels",
+    },
+    "utils": {"compat"},
+    "interop": {"config", "tokenizer", "model", "checkpoints"},
     "server": set(),
-    "cli": {"panels"},
+    "cli": {"panels", "compat", "generation", "checkpoints"},
 }
 # `model.generate` is where users look for it, so the model reaches up for it when it is called.
-DEFERRED = {("model", "generation")}
+DEFERRED = {
+    ("checkpoints", "generation"),
+    ("config", "checkpoints"),
+    ("model", "checkpoints"),
+    ("model", "generation"),
+    ("tokenizer", "checkpoints"),
+}
 THIRD_PARTY = {"views": {"numpy"}, "widgets": {"anywidget", "traitlets", "numpy"}}
 EVERYWHERE_BUT = {"torch": {"views", "widgets", "panels", "config", "cli"}, "transformers": set(ALLOWED)}
 

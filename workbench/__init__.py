@@ -11,31 +11,107 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from workbench import panels as panels
     from workbench.cache import DynamicCache as DynamicCache
+    from workbench.cache import StaticCache as StaticCache
+    from workbench.checkpoints.convert import convert_kv_heads as convert_kv_heads
     from workbench.checkpoints.load import load as load
+    from workbench.checkpoints.quality import quantization_report as quantization_report
+    from workbench.checkpoints.quantization import TorchAoConfig as TorchAoConfig
+    from workbench.checkpoints.quantize import quantize as quantize
+    from workbench.compat.auto import AutoConfig as AutoConfig
+    from workbench.compat.auto import AutoModel as AutoModel
+    from workbench.compat.auto import AutoModelForCausalLM as AutoModelForCausalLM
+    from workbench.compat.auto import AutoModelForQuestionAnswering as AutoModelForQuestionAnswering
+    from workbench.compat.auto import AutoModelForSequenceClassification as AutoModelForSequenceClassification
+    from workbench.compat.auto import AutoModelForTokenClassification as AutoModelForTokenClassification
+    from workbench.compat.auto import AutoTokenizer as AutoTokenizer
+    from workbench.compat.mask_visualizer import AttentionMaskVisualizer as AttentionMaskVisualizer
+    from workbench.compat.pipelines import FeatureExtractionPipeline as FeatureExtractionPipeline
+    from workbench.compat.pipelines import Pipeline as Pipeline
+    from workbench.compat.pipelines import QuestionAnsweringPipeline as QuestionAnsweringPipeline
+    from workbench.compat.pipelines import TextClassificationPipeline as TextClassificationPipeline
+    from workbench.compat.pipelines import TextGenerationPipeline as TextGenerationPipeline
+    from workbench.compat.pipelines import TokenClassificationPipeline as TokenClassificationPipeline
+    from workbench.compat.pipelines import pipeline as pipeline
     from workbench.config import LlamaConfig as LlamaConfig
+    from workbench.generation import EosTokenCriteria as EosTokenCriteria
+    from workbench.generation import GenerationConfig as GenerationConfig
+    from workbench.generation import LogitsProcessor as LogitsProcessor
+    from workbench.generation import LogitsProcessorList as LogitsProcessorList
+    from workbench.generation import MaxLengthCriteria as MaxLengthCriteria
     from workbench.generation import Sampler as Sampler
+    from workbench.generation import StoppingCriteria as StoppingCriteria
+    from workbench.generation import StoppingCriteriaList as StoppingCriteriaList
+    from workbench.generation import StopStringCriteria as StopStringCriteria
+    from workbench.generation import TextIteratorStreamer as TextIteratorStreamer
+    from workbench.generation import TextStreamer as TextStreamer
     from workbench.instrument import Activations as Activations
     from workbench.instrument import capture as capture
+    from workbench.interop import from_transformers as from_transformers
     from workbench.model import LlamaForCausalLM as LlamaForCausalLM
+    from workbench.model import LlamaForQuestionAnswering as LlamaForQuestionAnswering
+    from workbench.model import LlamaForSequenceClassification as LlamaForSequenceClassification
+    from workbench.model import LlamaForTokenClassification as LlamaForTokenClassification
     from workbench.model import LlamaModel as LlamaModel
+    from workbench.model import LlamaPreTrainedModel as LlamaPreTrainedModel
     from workbench.panels import Workbench as Workbench
     from workbench.session import Session as Session
+    from workbench.tokenizer import AddedToken as AddedToken
+    from workbench.tokenizer import BatchEncoding as BatchEncoding
     from workbench.tokenizer import LlamaTokenizer as LlamaTokenizer
+    from workbench.tokenizer import LlamaTokenizerFast as LlamaTokenizerFast
 
 __version__ = "0.1.0"
 
 _HOME = {
     "Activations": "workbench.instrument",
+    "AddedToken": "workbench.tokenizer",
+    "AttentionMaskVisualizer": "workbench.compat.mask_visualizer",
+    "AutoConfig": "workbench.compat.auto",
+    "AutoModel": "workbench.compat.auto",
+    "AutoModelForCausalLM": "workbench.compat.auto",
+    "AutoModelForQuestionAnswering": "workbench.compat.auto",
+    "AutoModelForSequenceClassification": "workbench.compat.auto",
+    "AutoModelForTokenClassification": "workbench.compat.auto",
+    "AutoTokenizer": "workbench.compat.auto",
+    "BatchEncoding": "workbench.tokenizer",
     "DynamicCache": "workbench.cache",
+    "EosTokenCriteria": "workbench.generation",
+    "FeatureExtractionPipeline": "workbench.compat.pipelines",
+    "GenerationConfig": "workbench.generation",
     "LlamaConfig": "workbench.config",
     "LlamaForCausalLM": "workbench.model",
+    "LlamaForQuestionAnswering": "workbench.model",
+    "LlamaForSequenceClassification": "workbench.model",
+    "LlamaForTokenClassification": "workbench.model",
     "LlamaModel": "workbench.model",
+    "LlamaPreTrainedModel": "workbench.model",
     "LlamaTokenizer": "workbench.tokenizer",
+    "LlamaTokenizerFast": "workbench.tokenizer",
+    "LogitsProcessor": "workbench.generation",
+    "LogitsProcessorList": "workbench.generation",
+    "MaxLengthCriteria": "workbench.generation",
+    "Pipeline": "workbench.compat.pipelines",
+    "QuestionAnsweringPipeline": "workbench.compat.pipelines",
     "Sampler": "workbench.generation",
     "Session": "workbench.session",
+    "StaticCache": "workbench.cache",
+    "StopStringCriteria": "workbench.generation",
+    "StoppingCriteria": "workbench.generation",
+    "StoppingCriteriaList": "workbench.generation",
+    "TextClassificationPipeline": "workbench.compat.pipelines",
+    "TextGenerationPipeline": "workbench.compat.pipelines",
+    "TextIteratorStreamer": "workbench.generation",
+    "TextStreamer": "workbench.generation",
+    "TokenClassificationPipeline": "workbench.compat.pipelines",
+    "TorchAoConfig": "workbench.checkpoints.quantization",
     "Workbench": "workbench.panels",
     "capture": "workbench.instrument",
+    "convert_kv_heads": "workbench.checkpoints.convert",
+    "from_transformers": "workbench.interop",
     "load": "workbench.checkpoints.load",
+    "pipeline": "workbench.compat.pipelines",
+    "quantization_report": "workbench.checkpoints.quality",
+    "quantize": "workbench.checkpoints.quantize",
 }
 
 __all__ = [*_HOME, "panels"]

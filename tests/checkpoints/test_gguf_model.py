@@ -92,7 +92,6 @@ def opened(path, **changes):
     [
         ({"architecture": "qwen2"}, CheckpointError, "of the architecture 'qwen2'; only 'llama' can be loaded"),
         ({"llama.expert_count": 8}, CheckpointError, "a mixture of 8 experts"),
-        ({"extra": {"rope_freqs.weight": torch.ones(4)}}, CheckpointError, "scales its rotary frequencies"),
         ({"llama.block_count": None}, CheckpointError, "has no llama.block_count in its metadata"),
         (
             {"llama.rope.dimension_count": 4},
@@ -100,13 +99,11 @@ def opened(path, **changes):
             "rope.dimension_count is 4, but must be 8, the head width",
         ),
         ({"llama.attention.value_length": 4}, CheckpointError, "value_length is 4, but must be 8"),
-        ({"llama.rope.scaling.type": "yarn"}, ConfigError, "tiny.gguf: rope_type is 'yarn'"),
-        ({"llama.rope.scale_linear": 2.0}, ConfigError, "rope_type is 'linear'"),
         ({"llama.attention.head_count": 3}, ConfigError, "32 cannot be divided into num_attention_heads 3"),
         (
             {"llama.attention.head_count": [4, 4]},
             ConfigError,
-            "num_attention_heads is .4, 4.; it must be a whole number",
+            r"num_attention_heads is array\('i', \[4, 4\]\); it must be a whole number",
         ),
         ({"llama.attention.layer_norm_rms_epsilon": "small"}, ConfigError, "tiny.gguf"),
     ],

@@ -7,7 +7,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from tests.checkpoints.conftest import small_model, write_folder
+from tests.checkpoints.conftest import small_model, write_folder, write_gguf
+from workbench import AutoConfig, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from workbench.checkpoints import CheckpointNotFoundError
 from workbench.checkpoints.hub import ALLOWED, IGNORED, looks_like_hub_id
 from workbench.checkpoints.load import load
@@ -103,15 +104,73 @@ def test_arguments(tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     load("owner/tiny", revision="main", token="secret")
-    expected = {"revision": "main", "token": "secret", "allow_patterns": ALLOWED, "ignore_patterns": IGNORED}
-    assert asked == [("owner/tiny", expected)]
+    expected = {"revision": "main", "token": "secret", "cache_dir": None, "local_files_only": False}
+    assert asked == [("owner/tiny", {**expected, "allow_patterns": ALLOWED, "ignore_patterns": IGNORED})]
+
+
+@pytest.mark.usefixtures("_offline")
+def test_another_cache(cache, tmp_path, monkeypatch):
+    cached_model(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointNotFoundError, match="owner/tiny is not in the local cache"):
+        LlamaForCausalLM.from_pretrained("owner/tiny")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # the argument says it now
+    options = {"cache_dir": tmp_path / "elsewhere", "local_files_only": True}
+    assert LlamaForCausalLM.from_pretrained("owner/tiny", **options).config.hidden_size == 32
+    with pytest.raises(
+        CheckpointNotFoundError,
+        match=r"owner/absent is not in the local cache \(.*elsewhere\), and local_files_only is",
+    ):
+        LlamaForCausalLM.from_pretrained("owner/absent", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "allowed", "ignored"),
+    [
+        ({"subfolder": "base"}, [f"base/{name}" for name in ALLOWED], [f"base/{name}" for name in IGNORED]),
+        ({"gguf_file": "tiny.gguf"}, ["tiny.gguf"], IGNORED),
+        ({"gguf_file": "q8/tiny.gguf"}, ["q8/tiny.gguf"], [f"q8/{name}" for name in IGNORED]),
+        (
+            {"gguf_file": "tiny.gguf", "subfolder": "q8"},
+            ["q8/tiny.gguf"],
+            [f"q8/{name}" for name in IGNORED],
+        ),
+    ],
+)
+def test_only_what_is_needed_is_asked_for(tmp_path, monkeypatch, options, allowed, ignored):
+    asked = {}
+
+    def snapshot_download(repo_id, **given):
+        asked.update(given)
+        for folder in ("", "q8", "base"):
+            write_folder(tmp_path / "snapshot" / folder, small_model(), tokenizer=False)
+            write_gguf(tmp_path / "snapshot" / folder / "tiny.gguf", small_model())
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    LlamaForCausalLM.from_pretrained("owner/tiny", token=True, **options)
+    assert (asked["allow_patterns"], asked["ignore_patterns"], asked["token"]) == (allowed, ignored, True)
+
+
+@pytest.mark.parametrize("read", [AutoConfig.from_pretrained, LlamaConfig.from_pretrained])
+def test_a_config_brings_no_weights(tmp_path, monkeypatch, read):
+    asked = {}
+
+    def snapshot_download(repo_id, **given):
+        asked.update(given)
+        return str(write_folder(tmp_path / "snapshot", small_model()))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert read("owner/tiny").hidden_size == 32
+    assert asked["allow_patterns"] == ["config.json"]
+    AutoTokenizer.from_pretrained("owner/tiny")
+    assert not any("safetensors" in pattern for pattern in asked["allow_patterns"])
 
 
 def test_what_is_fetched():
     from huggingface_hub.utils import filter_repo_objects
 
     names = ["config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.json"]
-    names += ["chat_template.jinja", "tokenizer.model"]
+    names += ["chat_template.jinja", "tokenizer.model", "generation_config.json", "merges.txt"]
     others = [
         "pytorch_model.bin",
         "original/x.pth",

@@ -9,7 +9,7 @@ import torch
 
 from tests.checkpoints.conftest import small_model, write_folder, write_gguf
 from workbench.checkpoints import CheckpointError, CheckpointNotFoundError, hub
-from workbench.checkpoints import load as load_module
+from workbench.checkpoints import build as build_module
 from workbench.checkpoints.load import Loaded, load
 from workbench.checkpoints.progress import Progress
 
@@ -154,7 +154,7 @@ def test_an_error_in_the_middle_gives_no_model(tmp_path, monkeypatch):
         if len(calls) == 5:
             raise OSError("the disk went away")
 
-    monkeypatch.setattr(load_module, "_assign", assign)
+    monkeypatch.setattr(build_module, "assign", assign)
     with pytest.raises(OSError, match="the disk went away"):
         load(folder)
     assert len(calls) == 5

@@ -61,12 +61,12 @@ def test_with_eager_attention_even_scores_and_patterns_leave_them_bit_identical(
 @pytest.mark.parametrize("point", EXPLICIT)
 @torch.no_grad()
 def test_scores_or_pattern_make_only_their_own_layer_explicit(point, monkeypatch):
-    from workbench.model import llama
+    from workbench.model import attention
 
     model, fused = tiny_model(), []
     plain = model(IDS).logits
-    real = llama.sdpa_attention
-    monkeypatch.setattr(llama, "sdpa_attention", lambda *args: fused.append(1) or real(*args))
+    real = attention.sdpa_attention
+    monkeypatch.setattr(attention, "sdpa_attention", lambda *args: fused.append(1) or real(*args))
     with capture(model, f"layers.1.{point}"):
         watched = model(IDS).logits
     assert len(fused) == 2

@@ -7,7 +7,7 @@ from tests.conftest import tiny_config, tiny_model
 from tests.strategies import splits
 from workbench.cache import DynamicCache
 from workbench.model import LlamaForCausalLM, LlamaModel
-from workbench.model.rope import LlamaRotaryEmbedding, apply_rope
+from workbench.model.rope import LlamaRotaryEmbedding, apply_rope, signed
 
 KINDS = ["mha", "gqa", "mqa"]
 RELATIVE = 1e-5
@@ -125,7 +125,7 @@ def test_an_unknown_attention_implementation_is_refused(make):
 @torch.no_grad()
 def test_switching_the_implementation_switches_it(monkeypatch):
     model, called = tiny_model(), []
-    monkeypatch.setattr("workbench.model.llama.sdpa_attention", lambda *a, **k: called.append(1) or 1 / 0)
+    monkeypatch.setattr("workbench.model.attention.sdpa_attention", lambda *a, **k: called.append(1) or 1 / 0)
     model.set_attn_implementation("eager")
     model(IDS)
     model.set_attn_implementation("sdpa")
@@ -298,7 +298,7 @@ def test_rotary_embedding_is_a_rotation_of_each_plane_by_its_frequency():
     config = tiny_config(rope_parameters={"rope_theta": 100.0})
     x = torch.randn(1, 3, 2, 8, dtype=torch.float32)
     positions = torch.tensor([[0, 1, 5]])
-    rotated = apply_rope(x, *LlamaRotaryEmbedding(config)(x, positions))
+    rotated = apply_rope(x, *signed(*LlamaRotaryEmbedding(config)(x, positions)))
     torch.testing.assert_close(rotated[:, 0], x[:, 0], msg="position 0 is not turned")
     for j, position in enumerate(positions[0].tolist()):
         for plane in range(4):

@@ -17,7 +17,7 @@ def oracle(q_pos, k_pos, row, *, keep=None, own=None, empties=True):
                 wrong.add("causal")
             if own is None and empties and k < 0:
                 wrong.add("empty_slot")
-            if keep is not None and not keep[row][max(k, 0)]:
+            if keep is not None and k >= 0 and not keep[row][k]:
                 wrong.add("padding")
             if own is not None and not own[min(row, len(own) - 1)][i][j]:
                 wrong.add("custom")

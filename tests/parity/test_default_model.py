@@ -41,8 +41,9 @@ def test_logits_and_hidden_states_of_a_long_text(default_pair):
 def test_forty_greedy_tokens(default_pair, name):
     ours, theirs = default_pair
     ids = torch.tensor([ours.tokenizer.encode(PROMPTS[name])])
-    options = {"max_new_tokens": 40, "eos_token_id": -1, "pad_token_id": 2}
-    expected = theirs.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **options)
+    # The mask is given because token 2 is in a chat: without one, both would take it for padding.
+    options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 40, "eos_token_id": -1, "pad_token_id": 2}
+    expected = theirs.generate(ids, do_sample=False, **options)
     mine = ours.model.generate(ids, **options)
     assert mine.shape[1] == ids.shape[1] + 40
     assert mine.tolist() == expected.tolist()

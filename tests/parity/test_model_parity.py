@@ -38,7 +38,7 @@ def ids():
     return torch.randint(1, 97, (2, 17))
 
 
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
 @pytest.mark.parametrize("kind", ["mha", "gqa", "mqa"])
 @torch.no_grad()
 def test_logits_hidden_states_and_attentions(kind, implementation, ids):
@@ -69,7 +69,7 @@ def test_options_of_the_config(kind, ids):
         close(ours(ids).logits, theirs(ids).logits, name)
 
 
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
 @pytest.mark.parametrize("kind", ["mha", "gqa", "mqa"])
 @torch.no_grad()
 def test_left_padding(kind, implementation, ids):
@@ -82,7 +82,7 @@ def test_left_padding(kind, implementation, ids):
     close(mine[mask.bool()], reference[mask.bool()], "logits of real tokens")
 
 
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
 @torch.no_grad()
 def test_four_dimensional_masks(implementation, ids):
     ours, theirs = pair("gqa", implementation)
@@ -162,7 +162,8 @@ def test_sampled_generation_draws_the_same_tokens(ids):
 @pytest.mark.parametrize(
     ("name", "break_it"),
     [
-        ("no RoPE", lambda m: setattr(m.model.rotary_emb, "forward", lambda x, p: (torch.ones(1), torch.zeros(1)))),
+        ("no RoPE", lambda m: setattr(
+            m.model.rotary_emb, "forward", lambda x, p: (torch.ones(1, 1, 1, 8), torch.zeros(1, 1, 1, 8)))),
         ("values of the wrong group", lambda m: m.model.layers[1].self_attn.hook_v.register_forward_hook(
             lambda module, args, out: out.flip(2))),
         ("gain lost", lambda m: m.model.layers[0].input_layernorm.weight.data.fill_(0.5)),

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from workbench.checkpoints.errors import CheckpointError
 from workbench.config import LlamaConfig
 
 LISTED = 3  # names shown of a long list
@@ -25,6 +24,8 @@ class Checkpoint:
         dtype: the float type the weights are stored in; float32 for block-quantised ones.
         tensors: gives (name, tensor) for each of `shapes`, reading one at a time. A tensor may lie in a private mapping
             of the file: writing to it is allowed and does not reach the file.
+        four_bits: gives the codes and scales of one of `shapes`, if it is stored in 4 bits and no others
+            (`workbench.checkpoints.dequantize.four_bit_codes`).
     """
 
     where: str
@@ -32,30 +33,7 @@ class Checkpoint:
     shapes: Mapping[str, tuple[int, ...]]
     dtype: torch.dtype
     tensors: Callable[[], Iterator[tuple[str, Tensor]]]
-
-    def check_shapes(self, expected: Mapping[str, tuple[int, ...]], optional: frozenset[str]) -> None:
-        """Compares the tensors there are with those that the config asks for.
-
-        Raises:
-            CheckpointError: naming missing, unexpected and wrongly shaped tensors, the first few of each.
-        """
-        missing = [name for name in expected if name not in self.shapes and name not in optional]
-        unexpected = [name for name in self.shapes if name not in expected]
-        wrong = [
-            f"{name} is {list(shape)} instead of {list(expected[name])}"
-            for name, shape in self.shapes.items()
-            if name in expected and tuple(shape) != tuple(expected[name])
-        ]
-        found = [
-            f"{len(names)} {what}: {first_few(names)}"
-            for names, what in ((missing, "missing"), (unexpected, "unexpected"), (wrong, "of another shape"))
-            if names
-        ]
-        if found:
-            raise CheckpointError(
-                f"{self.where}: the tensors do not fit the config. {'; '.join(found)}. "
-                "Weights and config must be of one model, and every file of it must be there."
-            )
+    four_bits: Callable[[str], tuple[Tensor, Tensor] | None] = lambda name: None
 
 
 def first_few(names: list[str]) -> str:

@@ -46,12 +46,40 @@ def dequantize(raw: Bytes, kind: str, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(out).view(shape)
 
 
+def four_bit_codes(raw: Bytes, kind: str, shape: tuple[int, ...]) -> tuple[Tensor, Tensor] | None:
+    """The codes and scales of a tensor that is stored in 4 bits, as `workbench.model.packing` has them: nothing is
+    rounded again but the scales, to bfloat16.
+
+    Args:
+        raw, kind, shape: as of `dequantize`; two dimensions.
+
+    Returns:
+        Codes uint8 (row, col), and bfloat16 (group of 32 columns, row, 2) of scales and of the values of code 8; or
+        `None` if the type is not `(code, scale, minimum)` of 4 bits.
+    """
+    if kind not in ("Q4_0", "Q4_1", "Q4_K"):
+        return None
+    block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+    blocks = raw.reshape(-1, block_bytes)
+    codes = np.empty((blocks.shape[0], block), dtype=np.uint8)
+    if kind == "Q4_K":
+        _nibbles(blocks[:, 16:].reshape(-1, 4, 32), codes.reshape(-1, 4, 64))
+        scales, minima = _q4_k_scales(blocks)
+        zeros = 8 * scales - minima
+    else:
+        _nibbles(blocks[:, -16:], codes)
+        scales = _half(blocks, 0)
+        zeros = 8 * scales + _half(blocks, 2) if kind == "Q4_1" else np.zeros_like(scales)
+    groups = torch.from_numpy(np.stack((scales.ravel(), zeros.ravel()), -1)).view(shape[0], -1, 2)
+    return torch.from_numpy(codes).view(shape), groups.bfloat16().transpose(0, 1).contiguous()
+
+
 def _half(blocks: Bytes, at: int) -> Floats:
     """The float16 at byte `at` of each block, as float32 of shape (blocks, 1)."""
     return np.ascontiguousarray(blocks[:, at : at + 2]).view(np.float16).astype(np.float32)
 
 
-def _nibbles(packed: Bytes, out: Floats) -> None:
+def _nibbles(packed: Bytes, out: Floats | Bytes) -> None:
     """Low halves of the bytes into the first half of `out`'s last axis, high halves into the second."""
     half = packed.shape[-1]
     out[..., :half] = packed & 15
@@ -77,13 +105,19 @@ def _q4_1(blocks: Bytes, out: Floats) -> None:
 
 def _q4_k(blocks: Bytes, out: Floats) -> None:
     """256 values: 8 groups of 32, each with a 6-bit scale and a 6-bit minimum, packed into 12 bytes."""
+    scales, minima = _q4_k_scales(blocks)
+    groups = out.reshape(-1, 8, 32)
+    _nibbles(blocks[:, 16:].reshape(-1, 4, 32), out.reshape(-1, 4, 64))
+    groups *= scales[..., None]
+    groups -= minima[..., None]
+
+
+def _q4_k_scales(blocks: Bytes) -> tuple[Floats, Floats]:
+    """The scale and what is subtracted, of each group: two of shape (blocks, 8)."""
     low, high, mixed = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
     scales = np.concatenate([low & 0x3F, (mixed & 0x0F) | ((low >> 2) & 0x30)], axis=-1)
     minima = np.concatenate([high & 0x3F, (mixed >> 4) | ((high >> 2) & 0x30)], axis=-1)
-    groups = out.reshape(-1, 8, 32)
-    _nibbles(blocks[:, 16:].reshape(-1, 4, 32), out.reshape(-1, 4, 64))
-    groups *= (_half(blocks, 0) * scales)[..., None]
-    groups -= (_half(blocks, 2) * minima)[..., None]
+    return _half(blocks, 0) * scales, _half(blocks, 2) * minima
 
 
 def _q6_k(blocks: Bytes, out: Floats) -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from workbench.checkpoints.checkpoint import Checkpoint, first_few
 from workbench.checkpoints.errors import CheckpointError, CheckpointNotFoundError
-from workbench.checkpoints.safetensors_header import StoredTensor, read_header
+from workbench.checkpoints.quantization import stored_config
+from workbench.checkpoints.safetensors_header import StoredTensor, map_tensors, read_header
 from workbench.config import LlamaConfig
 
 SINGLE = "model.safetensors"
@@ -37,18 +37,20 @@ def open_folder(folder: Path) -> Checkpoint:
         raise CheckpointNotFoundError(
             f"{folder} has no config.json, so it is no model in Hugging Face format. Found: {_contents(folder)}."
         )
-    config = LlamaConfig.from_file(folder / "config.json")
+    config = LlamaConfig.from_json_file(folder / "config.json")
+    quantized = config.quantization_config is not None
+    if quantized:
+        stored_config(config.quantization_config, str(folder))
     shards = _shards(folder)
-    headers = {shard: read_header(shard) for shard in shards}
+    headers = {shard: read_header(shard, quantized) for shard in shards}
     _check_index(folder, headers)
     stored = {name: info for header in headers.values() for name, info in header.items() if not _ignored(name)}
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         for shard, header in headers.items():
-            with safe_open(str(shard), framework="pt", device="cpu") as file:
-                for name in header:
-                    if not _ignored(name):
-                        yield name, file.get_tensor(name)
+            for name, value in map_tensors(shard, header):
+                if not _ignored(name):
+                    yield name, value
 
     shapes = {name: info.shape for name, info in stored.items()}
     return Checkpoint(str(folder), config, shapes, _main_dtype(stored), tensors)
@@ -134,8 +136,9 @@ def _ignored(name: str) -> bool:
 def _main_dtype(stored: dict[str, StoredTensor]) -> torch.dtype:
     """The type of most of the bytes."""
     sizes: Counter[torch.dtype] = Counter()
-    for info in stored.values():
-        sizes[info.dtype] += info.nbytes
+    for name, info in stored.items():
+        if not name.endswith((".codes", ".scales")):  # quantized weights have no type of their own
+            sizes[info.dtype] += info.nbytes
     return sizes.most_common(1)[0][0] if sizes else torch.float32
 
 

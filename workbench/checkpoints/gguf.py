@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 import mmap
 import struct
+import sys
+from array import array
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -60,6 +62,8 @@ class TensorInfo(NamedTuple):
 
 class GGUFFile:
     """An opened GGUF file: `path`, `version`, `metadata` (key → Python value) and `tensors` (name → `TensorInfo`).
+
+    In `metadata`, an array of numbers is an `array.array` (truth values are 0 and 1), one of texts a list.
 
     Args:
         path: a little-endian GGUF file of version 2 or 3.
@@ -196,11 +200,11 @@ class _Reader:
             return self._array(key, depth)
         return self._malformed(f"{key} has the value type {kind}, which does not exist or nests too deep")
 
-    def _array(self, key: str, depth: int) -> list[Any]:
+    def _array(self, key: str, depth: int) -> list[Any] | array[Any]:
         kind = self._scalar("I", f"the element type of {key}")
         count = self._scalar("Q", f"the length of {key}")
         if kind in _SCALARS:
-            return list(self._scalars(_SCALARS[GGUFValueType(kind)], count, key))
+            return self._numbers(_SCALARS[GGUFValueType(kind)], count, key)
         smallest = _MIN_STRING if kind == GGUFValueType.STRING else _MIN_ARRAY
         self._need(count * smallest, f"{key}, an array of {count} values,")
         if kind == GGUFValueType.STRING:
@@ -211,18 +215,29 @@ class _Reader:
         # The vocabulary and the merges: 100,000 strings and more, so this loop is flat.
         data, size, position = self.data, self.size, self.position
         length_of = struct.Struct("<Q").unpack_from
-        raw: list[bytes] = []
-        for _ in range(count):
-            start = position + 8
-            position = start + (length_of(data, position)[0] if start <= size else size)
-            if position > size:
-                self._need(position - self.position, what)
-            raw.append(data[start:position])
-        self.position = position
+        result: list[str] = []
         try:
-            return [value.decode() for value in raw]
+            for _ in range(count):
+                start = position + 8
+                position = start + (length_of(data, position)[0] if start <= size else size)
+                if position > size:
+                    self._need(position - self.position, what)
+                result.append(data[start:position].decode())
         except UnicodeDecodeError as error:
             return self._malformed(f"{what} holds text that is not UTF-8 ({error})")
+        self.position = position
+        return result
+
+    def _numbers(self, code: str, count: int, what: str) -> array[Any]:
+        """Many numbers as they lie in the file: a list of Python numbers would take up to sixteen times as much."""
+        length = struct.calcsize(f"<{code}") * count
+        self._need(length, what)
+        values: array[Any] = array("B" if code == "?" else code)
+        values.frombytes(self.data[self.position : self.position + length])
+        if sys.byteorder == "big":
+            values.byteswap()
+        self.position += length
+        return values
 
     def _string(self, what: str) -> str:
         return self._strings(1, what)[0]

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from workbench.checkpoints.checkpoint import Checkpoint
-from workbench.checkpoints.dequantize import PLAIN, Bytes, dequantize
+from workbench.checkpoints.dequantize import PLAIN, Bytes, dequantize, four_bit_codes
 from workbench.checkpoints.errors import CheckpointError
 from workbench.checkpoints.gguf import GGUFFile
+from workbench.checkpoints.gguf_rope import ROPE_FREQS, rope_from_metadata, with_rope_freqs
 from workbench.config import ConfigError, LlamaConfig
 
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -45,24 +46,30 @@ def open_gguf(file: GGUFFile) -> Checkpoint:
     """
     _check_computable(file)
     config = config_from_gguf(file)
-    stored = {huggingface_name(name): info for name, info in file.tensors.items()}
+    stored = {huggingface_name(name): info for name, info in file.tensors.items() if name != ROPE_FREQS}
     kinds = {info.type for info in file.tensors.values()}
+
+    def raw(name: str) -> Bytes:
+        info = stored[name]
+        if ".q_proj." not in name and ".k_proj." not in name:
+            return file.blocks(info.name)
+        heads = config.num_attention_heads if ".q_proj." in name else config.kv_heads
+        return unpermute(file.blocks(info.name).reshape(info.shape[0], -1), heads).reshape(-1)
+
+    def four_bits(name: str) -> tuple[Tensor, Tensor] | None:
+        return four_bit_codes(raw(name), stored[name].type, stored[name].shape)
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         quantized = not kinds <= PLAIN.keys()
         for name, info in stored.items():
-            raw = file.blocks(info.name)
-            if ".q_proj." in name or ".k_proj." in name:
-                heads = config.num_attention_heads if ".q_proj." in name else config.kv_heads
-                raw = unpermute(raw.reshape(info.shape[0], -1), heads).reshape(-1)
-            value = dequantize(raw, info.type, info.shape)
+            value = dequantize(raw(name), info.type, info.shape)
             if quantized and info.type in PLAIN:
                 # Norms: a copy, or a few kilobytes would keep the whole file mapped.
                 value = value.clone()
             yield name, value
 
     shapes = {name: info.shape for name, info in stored.items()}
-    return Checkpoint(str(file.path), config, shapes, _float_type(kinds), tensors)
+    return Checkpoint(str(file.path), config, shapes, _float_type(kinds), tensors, four_bits)
 
 
 def huggingface_name(name: str) -> str:
@@ -114,7 +121,7 @@ def config_from_gguf(file: GGUFFile) -> LlamaConfig:
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "attention_bias": "blk.0.attn_q.bias" in file.tensors,
         "mlp_bias": "blk.0.ffn_up.bias" in file.tensors,
-        "rope_parameters": _rope_parameters(file.metadata),
+        "rope_parameters": rope_from_metadata(str(file.path), file.metadata),
     }
     try:
         config = LlamaConfig(**values)
@@ -122,7 +129,7 @@ def config_from_gguf(file: GGUFFile) -> LlamaConfig:
         raise ConfigError(f"{file.path}: {error}") from error
     keys.must_equal("llama.rope.dimension_count", config.d_head, "the head width: only full rotation is computed")
     keys.must_equal("llama.attention.value_length", config.d_head, "the width of keys")
-    return config
+    return with_rope_freqs(file, config)
 
 
 class _Keys:
@@ -143,15 +150,6 @@ class _Keys:
             raise CheckpointError(f"{self.path}: {key} is {value!r}, but must be {expected}, {what}.")
 
 
-def _rope_parameters(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    kind = metadata.get("llama.rope.scaling.type", "none")
-    if "llama.rope.scale_linear" in metadata:  # the key of older files
-        kind = "linear"
-    theta = metadata.get("llama.rope.freq_base", 10000.0)
-    # Types that are not computed are refused by the config.
-    return {"rope_type": "default" if kind == "none" else kind, "rope_theta": theta}
-
-
 def _check_computable(file: GGUFFile) -> None:
     metadata, where = file.metadata, file.path
     architecture = metadata.get("general.architecture")
@@ -164,11 +162,6 @@ def _check_computable(file: GGUFFile) -> None:
         raise CheckpointError(
             f"{where} is a mixture of {metadata['llama.expert_count']} experts; only models with one MLP a layer can "
             "be loaded."
-        )
-    if "rope_freqs.weight" in file.tensors:
-        raise CheckpointError(
-            f"{where} scales its rotary frequencies (rope_freqs.weight, as Llama 3.1 and later do). This version "
-            "computes unscaled ones only, and would give wrong numbers. Choose a model without it."
         )
 
 

@@ -7,6 +7,7 @@ behind the names those of llama.cpp's `src/llama-vocab.cpp`.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from workbench.checkpoints.errors import CheckpointError
 from workbench.tokenizer import LlamaTokenizer
+from workbench.tokenizer.sentencepiece import merges_from_scores
 from workbench.tokenizer.token_bytes import byte_alphabet
 
 CONTROL, USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
@@ -59,12 +61,15 @@ PRE_TOKENIZERS = {
 }
 
 
-def tokenizer_from_gguf(metadata: Mapping[str, Any], *, pre_tokenizer: str | None = None) -> LlamaTokenizer:
+def tokenizer_from_gguf(
+    metadata: Mapping[str, Any], *, pre_tokenizer: str | None = None, **options: Any
+) -> LlamaTokenizer:
     """The tokenizer that a GGUF file's metadata describes.
 
     Args:
         metadata: key → value, as in `GGUFFile.metadata`.
         pre_tokenizer: name of a rule in `PRE_TOKENIZERS`, instead of the one the file names.
+        **options: arguments of `LlamaTokenizer`, instead of what the file says.
 
     Raises:
         CheckpointError: if the vocabulary is missing, contradicts itself, or is of a kind that is not known here.
@@ -83,16 +88,16 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], *, pre_tokenizer: str | Non
         raise CheckpointError(f"The file's vocabulary does not fit together: {error}") from error
     _add_tokens(backend, vocabulary)
     template = metadata.get("tokenizer.chat_template")
-    return LlamaTokenizer(
-        backend,
-        bos_token=vocabulary.named("bos"),
-        eos_token=vocabulary.named("eos"),
-        unk_token=vocabulary.named("unknown"),
-        pad_token=vocabulary.named("padding"),
-        add_bos_token=bool(metadata.get("tokenizer.ggml.add_bos_token", rule.add_bos if rule else True)),
-        add_eos_token=bool(metadata.get("tokenizer.ggml.add_eos_token", False)),
-        chat_template=template if isinstance(template, str) else None,
-    )
+    found = {
+        "bos_token": vocabulary.named("bos"),
+        "eos_token": vocabulary.named("eos"),
+        "unk_token": vocabulary.named("unknown"),
+        "pad_token": vocabulary.named("padding"),
+        "add_bos_token": bool(metadata.get("tokenizer.ggml.add_bos_token", rule.add_bos if rule else True)),
+        "add_eos_token": bool(metadata.get("tokenizer.ggml.add_eos_token", False)),
+        "chat_template": template if isinstance(template, str) else None,
+    }
+    return LlamaTokenizer.from_backend(backend, **{**found, **options})
 
 
 class _Vocabulary:
@@ -125,6 +130,7 @@ class _Vocabulary:
         values = self._metadata.get(f"tokenizer.ggml.{name}")
         if values is None:
             return None
+        values = values.tolist() if isinstance(values, array) else values
         if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
             raise CheckpointError(f"tokenizer.ggml.{name} is not a list of {kind.__name__}.")
         if length is not None and len(values) != length:
@@ -202,22 +208,11 @@ def _sentencepiece(vocabulary: _Vocabulary, metadata: Mapping[str, Any]) -> Toke
 
 
 def _merges_from_scores(vocabulary: _Vocabulary) -> list[tuple[str, str]]:
-    """The merges that SentencePiece's scores stand for: every way to make a token of two others, best score first.
-
-    SentencePiece merges the neighbours whose union scores best; a list of merges in that order does the same. Ties are
-    ordered as in `transformers`, so that both give the same ids.
-    """
+    """The merges that SentencePiece's scores stand for, of all tokens, as in `transformers`."""
     if vocabulary.scores is None:
         raise CheckpointError("The file's SentencePiece vocabulary has neither scores nor merges. Use another file.")
     ids = {token: index for index, token in enumerate(vocabulary.tokens)}
-    found: list[tuple[float, int, int, str, str]] = []
-    for token, score in zip(vocabulary.tokens, vocabulary.scores, strict=True):
-        pairs = [(token[:cut], token[cut:]) for cut in range(1, len(token))]
-        pairs = [pair for pair in pairs if pair[0] in ids and pair[1] in ids]
-        pairs.sort(key=lambda pair: (ids[pair[0]], ids[pair[1]]))
-        found += [(score, len(left), len(right), left, right) for left, right in pairs]
-    found.sort(key=lambda entry: entry[:3], reverse=True)
-    return [(left, right) for *_, left, right in found]
+    return merges_from_scores(zip(vocabulary.tokens, vocabulary.scores, strict=True), ids, ids)
 
 
 def _add_tokens(backend: Tokenizer, vocabulary: _Vocabulary) -> None:

@@ -1,4 +1,4 @@
-"""Reads and checks the header of a safetensors file.
+"""Reads and checks the header of a safetensors file, and maps its tensors.
 
 Format: https://github.com/huggingface/safetensors#format. An 8-byte length, a JSON object name → type, shape and byte
 range, then the bytes, without gaps. The `safetensors` package checks the same; here the messages say what to do.
@@ -8,27 +8,35 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import torch
+from torch import Tensor
 
 from workbench.checkpoints.errors import CheckpointError
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+CODES = {"U8": torch.uint8, "I8": torch.int8}  # of quantized weights
 MAX_HEADER = 100_000_000  # bytes; the limit of the format
 
 
 class StoredTensor(NamedTuple):
-    """Type and shape of a tensor in a safetensors file, and its size in bytes."""
+    """Type and shape of a tensor in a safetensors file, its size in bytes, and where in the file it starts."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     nbytes: int
+    offset: int
 
 
-def read_header(path: Path) -> dict[str, StoredTensor]:
+def read_header(path: Path, quantized: bool = False) -> dict[str, StoredTensor]:
     """The tensors of a file, in the order of their bytes; no weight is read.
+
+    Args:
+        path: the file.
+        quantized: whether the types of `CODES` are allowed too.
 
     Raises:
         CheckpointError: if the file is truncated or malformed, or a tensor's type is not in `DTYPES`.
@@ -55,7 +63,27 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             f"{path} is truncated or malformed: its tensors end at byte {8 + length + position}, but the file has "
             f"{size}. Download it again."
         )
-    return {name: _stored(path, name, entries[name], end - begin) for (begin, end), name in spans}
+    kinds = DTYPES | CODES if quantized else DTYPES
+    start = 8 + length
+    return {name: _stored(path, name, entries[name], end - begin, start + begin, kinds) for (begin, end), name in spans}
+
+
+def map_tensors(path: Path, header: dict[str, StoredTensor]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a file: views of one private mapping of it, so that neighbours in the file are so in memory.
+
+    Writing to one does not reach the file. A tensor that does not start at a multiple of its type's size is a copy.
+    """
+    size = path.stat().st_size
+    storage = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size)
+    for name, info in header.items():
+        if info.offset + info.nbytes > size:  # the file has become shorter since its header was read
+            raise CheckpointError(f"{path} has changed while it was read. Load it again when it is complete.")
+        start, rest = divmod(info.offset, info.dtype.itemsize)
+        if rest == 0:
+            yield name, torch.empty(0, dtype=info.dtype).set_(storage, start, info.shape)  # type: ignore[call-overload]
+        else:
+            raw = torch.empty(0, dtype=torch.uint8).set_(storage, info.offset, (info.nbytes,))  # type: ignore[call-overload]
+            yield name, raw.clone().view(info.dtype).view(info.shape)
 
 
 def _parse(path: Path, text: bytes) -> dict[str, Any]:
@@ -84,18 +112,20 @@ def _span(path: Path, name: str, entry: Any) -> tuple[int, int]:
     return begin, end
 
 
-def _stored(path: Path, name: str, entry: dict[str, Any], nbytes: int) -> StoredTensor:
+def _stored(
+    path: Path, name: str, entry: dict[str, Any], nbytes: int, offset: int, kinds: dict[str, torch.dtype]
+) -> StoredTensor:
     kind, shape = entry.get("dtype"), entry.get("shape")
-    if not isinstance(kind, str) or kind not in DTYPES:
+    if not isinstance(kind, str) or kind not in kinds:
         raise CheckpointError(
             f"{path}: {name} is stored as {kind}; supported are {', '.join(DTYPES)}. Save the model in one of them, "
             "for example with transformers: from_pretrained(..., dtype='bfloat16').save_pretrained(...)."
         )
     if not isinstance(shape, list) or not all(type(value) is int and value >= 0 for value in shape):
         _malformed(path, f"{name} has the shape {shape!r}")
-    if math.prod(shape) * DTYPES[kind].itemsize != nbytes:
+    if math.prod(shape) * kinds[kind].itemsize != nbytes:
         _malformed(path, f"{name} of type {kind} and shape {shape} cannot have {nbytes} bytes")
-    return StoredTensor(DTYPES[kind], tuple(shape), nbytes)
+    return StoredTensor(kinds[kind], tuple(shape), nbytes, offset)
 
 
 def _malformed(path: Path, what: str) -> NoReturn:

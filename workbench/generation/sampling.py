@@ -60,12 +60,20 @@ class Sampler:
     def filter(self, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
         """Logits after temperature, top-k and top-p, in this order; −inf at tokens that cannot be chosen."""
         logits = logits / self.temperature if self.temperature else logits
-        if 0 < self.top_k < logits.shape[-1]:
-            lowest = logits.topk(self.top_k).values[:, -1:]
-            logits = logits.masked_fill(logits < lowest, -torch.inf)
-        if self.top_p < 1:
-            ascending, order = logits.sort(dim=-1)
-            dropped = ascending.softmax(-1).cumsum(-1) <= 1 - self.top_p
-            dropped[:, -1] = False  # the most likely token always stays
-            logits = logits.masked_fill(dropped.scatter(1, order, dropped), -torch.inf)
-        return logits
+        if self.top_k:
+            logits = keep_top_k(logits, self.top_k)
+        return keep_top_p(logits, self.top_p) if self.top_p < 1 else logits
+
+
+def keep_top_k(logits: Float[Tensor, "batch vocab"], k: int, at_least: int = 1) -> Float[Tensor, "batch vocab"]:
+    """−inf at all but the `k` (and not fewer than `at_least`) most likely tokens; ties with the last of them stay."""
+    lowest = logits.topk(min(max(k, at_least), logits.shape[-1])).values[:, -1:]
+    return logits.masked_fill(logits < lowest, -torch.inf)
+
+
+def keep_top_p(logits: Float[Tensor, "batch vocab"], p: float, at_least: int = 1) -> Float[Tensor, "batch vocab"]:
+    """−inf at all but the fewest tokens (and not fewer than `at_least`) whose probabilities add up to `p` or more."""
+    ascending, order = logits.sort(dim=-1)
+    dropped = ascending.softmax(-1).cumsum(-1) <= 1 - p
+    dropped[:, -at_least:] = False
+    return logits.masked_fill(dropped.scatter(1, order, dropped), -torch.inf)

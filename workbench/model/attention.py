@@ -6,6 +6,9 @@ head `h // n_rep`; keys and values are never expanded to the number of query hea
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -13,7 +16,13 @@ from torch import Tensor
 
 from workbench.model.mask import Mask
 
-IMPLEMENTATIONS = ("eager", "sdpa")
+IMPLEMENTATIONS = ("eager", "sdpa", "flex_attention")
+
+
+def check_implementation(name: str) -> None:
+    """Raises `ValueError` for an attention implementation that does not exist here."""
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"attn_implementation is {name!r}; allowed are {', '.join(IMPLEMENTATIONS)}.")
 
 
 def attention_scores(
@@ -67,3 +76,57 @@ def sdpa_attention(
         out = F.scaled_dot_product_attention(rows, k, v, attn_mask=dense, dropout_p=dropout, scale=scale)
         return out.reshape(batch, heads, 1, width)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=dense, dropout_p=dropout, scale=scale, enable_gqa=True)
+
+
+def flex_attention(
+    q: Float[Tensor, "batch q_head q d_head"],
+    k: Float[Tensor, "batch kv_head k d_head"],
+    v: Float[Tensor, "batch kv_head k d_head"],
+    mask: Mask,
+    scale: float,
+) -> Float[Tensor, "batch q_head q d_head"]:
+    """PyTorch's FlexAttention (https://pytorch.org/blog/flexattention): compiled on CUDA, which skips masked blocks; on
+    the CPU its uncompiled reference, which is exact and slow.
+    """
+    from torch.nn.attention import flex_attention as flex  # importing it takes a while and is needed here only
+
+    batch, _, length, _ = q.shape
+    blocks = flex.create_block_mask(mask.mask_mod(q.device), batch, None, length, k.shape[2], device=q.device)
+    bias = None if mask.extra is None else mask.extra.to(q.device, q.dtype)
+
+    def add_bias(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        assert bias is not None
+        return score + bias[row.clamp(max=bias.shape[0] - 1), head.clamp(max=bias.shape[1] - 1), query, key]
+
+    kernel: Any = _compiled_flex() if q.is_cuda else flex.flex_attention
+    score_mod = None if bias is None else add_bias
+    out: Tensor = kernel(q, k, v, score_mod=score_mod, block_mask=blocks, scale=scale, enable_gqa=True)
+    return out
+
+
+@functools.cache
+def _compiled_flex() -> Any:
+    from torch.nn.attention import flex_attention as flex
+
+    return torch.compile(flex.flex_attention, dynamic=False)
+
+
+def fused_attention(
+    implementation: str,
+    q: Float[Tensor, "batch q_head q d_head"],
+    k: Float[Tensor, "batch kv_head k d_head"],
+    v: Float[Tensor, "batch kv_head k d_head"],
+    mask: Mask,
+    scale: float,
+    dropout: float = 0.0,
+) -> Float[Tensor, "batch q_head q d_head"]:
+    """Attention by a kernel that makes no pattern.
+
+    FlexAttention has no dropout, no gradients on the CPU, and one query needs no blocks: these go to SDPA, which gives
+    the same numbers.
+    """
+    if implementation == "flex_attention" and not dropout and q.shape[2] > 1:
+        differentiated = q.requires_grad or k.requires_grad or v.requires_grad
+        if q.is_cuda or not differentiated:
+            return flex_attention(q, k, v, mask, scale)
+    return sdpa_attention(q, k, v, mask, scale, dropout)

@@ -8,25 +8,26 @@ attribute is a `HookPoint`: see `workbench.instrument.points` for the table of t
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from workbench.cache import DynamicCache, KVCache
 from workbench.config import LlamaConfig
-from workbench.model.attention import (
-    IMPLEMENTATIONS,
-    attention_pattern,
-    attention_scores,
-    mix_values,
-    sdpa_attention,
-)
+from workbench.model.attention import attention_pattern, attention_scores, fused_attention, mix_values
+from workbench.model.fast_path import fast_layers, run_layer
 from workbench.model.hook_point import HookPoint
+from workbench.model.inputs import check_cache, check_embeddings, check_positions, check_token_ids
+from workbench.model.linear import Packed, project
 from workbench.model.mask import Mask, build_mask
+from workbench.model.norm import LlamaRMSNorm
 from workbench.model.outputs import BaseModelOutputWithPast
-from workbench.model.rope import LlamaRotaryEmbedding, apply_rope
+from workbench.model.pretrained import LlamaPreTrainedModel, initialise
+from workbench.model.rope import LlamaRotaryEmbedding, Rope, apply_rope, signed
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -34,24 +35,12 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
 }
-Rope = tuple[Float[Tensor, "row pos 1 d_head"], Float[Tensor, "row pos 1 d_head"]]
 
 
-class LlamaRMSNorm(nn.Module):
-    """Divides by the root mean square, then multiplies by a gain (arXiv 1910.07467). Computes in float32."""
-
-    def __init__(self, hidden_size: int, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(hidden_size))
-        self.variance_epsilon = eps
-
-    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        """Same shape and dtype."""
-        return self.weight * F.rms_norm(x.float(), (x.shape[-1],), eps=self.variance_epsilon).to(x.dtype)
-
-
-class LlamaMLP(nn.Module):
+class LlamaMLP(Packed):
     """`down(act(gate(x)) * up(x))` (arXiv 2002.05202)."""
+
+    packed = ("gate_proj", "up_proj")
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -59,19 +48,21 @@ class LlamaMLP(nn.Module):
         self.gate_proj = nn.Linear(width, inner, bias=bias)
         self.up_proj = nn.Linear(width, inner, bias=bias)
         self.down_proj = nn.Linear(inner, width, bias=bias)
-        self.act_fn = ACTIVATIONS[config.hidden_act]
+        self.act_fn = config.hidden_act if callable(config.hidden_act) else ACTIVATIONS[config.hidden_act]
         self.hook_gate, self.hook_up, self.hook_act = HookPoint(), HookPoint(), HookPoint()
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """What the MLP adds to the residual stream."""
-        gate = self.hook_gate(self.gate_proj(x))
-        up = self.hook_up(self.up_proj(x))
+        gate, up = project(x, (self.gate_proj, self.up_proj))
+        gate, up = self.hook_gate(gate), self.hook_up(up)
         out: Tensor = self.down_proj(self.hook_act(self.act_fn(gate) * up))
         return out
 
 
-class LlamaAttention(nn.Module):
+class LlamaAttention(Packed):
     """Self-attention with rotary positions and grouped key/value heads (MHA, GQA and MQA alike)."""
+
+    packed = ("q_proj", "k_proj", "v_proj")
 
     def __init__(self, config: LlamaConfig, layer_idx: int) -> None:
         super().__init__()
@@ -100,9 +91,10 @@ class LlamaAttention(nn.Module):
         """What attention adds to the residual stream, and the pattern if it was asked for."""
         batch, length, _ = x.shape
         heads = (batch, length, -1, self.head_dim)
-        q = self.hook_q(self.q_proj(x).view(heads))  # (batch, pos, q_head, d_head)
-        k = self.hook_k(self.k_proj(x).view(heads))  # (batch, pos, kv_head, d_head)
-        v = self.hook_v(self.v_proj(x).view(heads))
+        q, k, v = project(x, (self.q_proj, self.k_proj, self.v_proj))
+        q = self.hook_q(q.view(heads))  # (batch, pos, q_head, d_head)
+        k = self.hook_k(k.view(heads))  # (batch, pos, kv_head, d_head)
+        v = self.hook_v(v.view(heads))
         q = self.hook_q_rot(apply_rope(q, *rope)).transpose(1, 2)  # (batch, q_head, pos, d_head)
         k = self.hook_k_rot(apply_rope(k, *rope)).transpose(1, 2)
         v = v.transpose(1, 2)
@@ -117,7 +109,7 @@ class LlamaAttention(nn.Module):
             pattern = self.hook_pattern(attention_pattern(scores))
             z = mix_values(F.dropout(pattern, dropout, self.training), v)
         else:
-            z = sdpa_attention(q, k, v, mask, self.scaling, dropout)
+            z = fused_attention(self.config.attn_implementation, q, k, v, mask, self.scaling, dropout)
         z = self.hook_z(z.transpose(1, 2))  # (batch, pos, q_head, d_head)
         out = self.o_proj(z.reshape(batch, length, -1))
         return out, pattern if output_attentions else None
@@ -151,29 +143,42 @@ class LlamaDecoderLayer(nn.Module):
         return self.hook_resid_post(x + mlp_out), pattern
 
 
-class LlamaModel(nn.Module):
+# The modules that `fast_layers` knows by heart, besides the projections.
+STRUCTURE = frozenset({nn.ModuleList, LlamaDecoderLayer, LlamaAttention, LlamaMLP, LlamaRMSNorm, HookPoint})
+
+
+class LlamaModel(LlamaPreTrainedModel):
     """Token ids (or embeddings) → hidden states.
 
     Args:
-        config: the sizes; `config.attn_implementation` is `"sdpa"` or `"eager"`.
+        config: the sizes; `config.attn_implementation` is `"sdpa"`, `"eager"` or `"flex_attention"`.
 
     Raises:
         ValueError: for an unknown attention implementation.
     """
 
+    base_model_prefix = ""
+
     def __init__(self, config: LlamaConfig) -> None:
-        super().__init__()
-        if config.attn_implementation not in IMPLEMENTATIONS:
-            raise ValueError(
-                f"attn_implementation is {config.attn_implementation!r}; allowed are {', '.join(IMPLEMENTATIONS)}."
-            )
-        self.config = config
+        super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList(LlamaDecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary_emb = LlamaRotaryEmbedding(config)
         self.hook_embed = HookPoint()
         initialise(self, config.initializer_range)
+        self.pack()
+
+    @property
+    def base_model(self) -> nn.Module:
+        """Itself."""
+        return self
+
+    def pack(self) -> None:
+        """Lays weights that are read together behind each other; done by the loader and whenever weights move."""
+        for part in self.modules():
+            if isinstance(part, Packed):
+                part.pack()
 
     def forward(
         self,
@@ -183,9 +188,11 @@ class LlamaModel(nn.Module):
         past_key_values: KVCache | None = None,
         inputs_embeds: Float[Tensor, "batch pos d_model"] | None = None,
         use_cache: bool | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-    ) -> BaseModelOutputWithPast:
+        *,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutputWithPast | tuple[Any, ...]:
         """Runs all layers over the new positions, continuing `past_key_values` if given.
 
         Args:
@@ -194,88 +201,81 @@ class LlamaModel(nn.Module):
             position_ids: rotary position of each new token; by default they count on from the cache's length.
             past_key_values: a cache, extended in place; after an exception in a layer it is as it was before.
             use_cache: whether to make one if none is given; default `config.use_cache`.
-            output_hidden_states: keep the embedding and each layer's output.
-            output_attentions: keep each layer's pattern, exact under every attention implementation.
+            output_hidden_states: keep the embedding and each layer's output; default the config's.
+            output_attentions: keep each layer's pattern, exact under every attention implementation; default the
+                config's.
+            return_dict: False for a plain tuple of what there is; default the config's.
 
         Raises:
             ValueError: for both or neither input, no token, a token outside the vocabulary, a mask or positions that
                 do not fit.
+            TypeError: for a cache that is none.
         """
         x = self.hook_embed(self._embed(input_ids, inputs_embeds))
         batch, length, _ = x.shape
-        if past_key_values is None and (self.config.use_cache if use_cache is None else use_cache):
-            past_key_values = DynamicCache()
+        past_key_values = self._cache(past_key_values, use_cache)
         start = past_key_values.length if past_key_values is not None else 0
         q_pos = torch.arange(start, start + length)
         k_pos = past_key_values.positions(0, length) if past_key_values is not None else q_pos
         mask = build_mask(attention_mask, q_pos, k_pos, batch, self.config.num_attention_heads)
-        rope = self.rotary_emb(x, _positions(position_ids, q_pos, batch).to(x.device))
-
-        hidden_states, attentions = [], []
+        rope = signed(*self.rotary_emb(x, check_positions(position_ids, q_pos, batch).to(x.device)))
         try:
-            for layer in self.layers:
-                if output_hidden_states:
-                    hidden_states.append(x)
-                x, pattern = layer(x, rope, mask, past_key_values, output_attentions)
-                attentions.append(pattern)
-            x = self.norm(x)
+            out = self._layers(
+                x,
+                rope,
+                mask,
+                past_key_values,
+                self.config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+                self.config.output_attentions if output_attentions is None else output_attentions,
+            )
         except BaseException:  # a hook that fails, Ctrl-C: some layers have taken the positions, later ones have not
             if past_key_values is not None:
                 past_key_values.crop(start)
             raise
+        return out.as_asked(self.config, return_dict)
+
+    def _layers(
+        self, x: Tensor, rope: Rope, mask: Mask, cache: KVCache | None, keep_states: bool, keep_patterns: bool
+    ) -> BaseModelOutputWithPast:
+        hidden_states, attentions = [], []
+        fast = None if keep_patterns else fast_layers(self, STRUCTURE)
+        for index, layer in enumerate(self.layers):
+            if keep_states:
+                hidden_states.append(x)
+            if fast:
+                x, pattern = run_layer(fast[index], x, rope, mask, cache, self.config), None
+            elif self.gradient_checkpointing and self.training:
+                x, pattern = checkpoint(layer, x, rope, mask, None, keep_patterns, **self.gradient_checkpointing)
+            else:
+                x, pattern = layer(x, rope, mask, cache, keep_patterns)
+            attentions.append(pattern)
+        x = self.norm(x)
         return BaseModelOutputWithPast(
             last_hidden_state=x,
-            past_key_values=past_key_values,
-            hidden_states=(*hidden_states, x) if output_hidden_states else None,
-            attentions=tuple(attentions) if output_attentions else None,
+            past_key_values=cache,
+            hidden_states=(*hidden_states, x) if keep_states else None,
+            attentions=tuple(attentions) if keep_patterns else None,  # type: ignore[arg-type]
         )
+
+    def _cache(self, given: KVCache | None, use_cache: bool | None) -> KVCache | None:
+        """The cache to fill: the given one, a new one, or none."""
+        check_cache(given)
+        if self.gradient_checkpointing and self.training:
+            if given is not None:
+                raise ValueError(
+                    "past_key_values is given, but gradient checkpointing computes each layer twice and would fill it "
+                    "twice. Leave it out, or call gradient_checkpointing_disable()."
+                )
+            return None
+        wanted = self.config.use_cache if use_cache is None else use_cache
+        return DynamicCache() if given is None and wanted else given
 
     def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         if (input_ids is None) == (inputs_embeds is None):
             given = "neither" if input_ids is None else "both"
             raise ValueError(f"exactly one of input_ids and inputs_embeds is needed; {given} was given.")
         if inputs_embeds is not None:
-            width = self.config.hidden_size
-            if inputs_embeds.dim() != 3 or inputs_embeds.shape[2] != width or inputs_embeds.numel() == 0:
-                raise ValueError(
-                    f"inputs_embeds has shape {tuple(inputs_embeds.shape)}; expected (batch, positions, {width}), "
-                    "one position at least."
-                )
-            return inputs_embeds
+            return check_embeddings(inputs_embeds, self.config.hidden_size)
         assert input_ids is not None
-        if input_ids.dim() != 2 or input_ids.numel() == 0:
-            raise ValueError(
-                f"input_ids has shape {tuple(input_ids.shape)}; expected (batch, positions), one at least."
-            )
-        low, high = int(input_ids.min()), int(input_ids.max())
-        if low < 0 or high >= self.config.vocab_size:
-            wrong = low if low < 0 else high
-            raise ValueError(
-                f"input_ids holds {wrong}; token ids of this model lie in 0 … {self.config.vocab_size - 1}. "
-                "Is this the tokenizer of another model?"
-            )
-        embedded: Tensor = self.embed_tokens(input_ids)
+        embedded: Tensor = self.embed_tokens(check_token_ids(input_ids, self.config.vocab_size))
         return embedded
-
-
-def _positions(position_ids: Tensor | None, q_pos: Int[Tensor, " pos"], batch: int) -> Int[Tensor, "row pos"]:
-    if position_ids is None:
-        return q_pos[None]
-    if tuple(position_ids.shape) not in ((1, len(q_pos)), (batch, len(q_pos))):  # another one might broadcast silently
-        raise ValueError(
-            f"position_ids has shape {tuple(position_ids.shape)}; expected ({batch} or 1, {len(q_pos)}): one position "
-            "a new token."
-        )
-    return position_ids
-
-
-def initialise(module: nn.Module, std: float) -> None:
-    """Normal weights, zero biases, as a fresh `transformers` model."""
-    for part in module.modules():
-        if isinstance(part, nn.Linear | nn.Embedding):
-            nn.init.normal_(part.weight, std=std)
-            if isinstance(part, nn.Linear) and part.bias is not None:
-                nn.init.zeros_(part.bias)
-            if isinstance(part, nn.Embedding) and part.padding_idx is not None:
-                with torch.no_grad():
-                    part.weight[part.padding_idx].zero_()

@@ -37,8 +37,10 @@ def empty_slot() -> Rule:
 
 
 def padding(keep: Bool[Tensor, "batch pos"]) -> Rule:
-    """A query sees no padding; `keep` is True at real tokens, over all positions up to the last query's."""
-    return Rule("padding", "P", lambda q, k: keep[:, k[0].clamp(min=0)][:, None, :])
+    """A query sees no padding; `keep` is True at real tokens, over all positions up to the last query's. A slot without
+    a token is none: `empty_slot` forbids it.
+    """
+    return Rule("padding", "P", lambda q, k: keep[:, k[0].clamp(min=0)][:, None, :] | (k < 0))
 
 
 def custom(allowed: Bool[Tensor, "batch q k"]) -> Rule:
@@ -102,6 +104,18 @@ class Mask:
             self._dense[dtype, device] = allowed if bias is None else bias.masked_fill(~allowed, -torch.inf)
         return self._dense[dtype, device]
 
+    def mask_mod(self, device: torch.device) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+        """The same for FlexAttention: (row, head, query, key) indices → whether that cell may attend.
+
+        Where only causality forbids, it is an expression that a compiled kernel can skip blocks by.
+        """
+        if self.is_causal or self.allows_all:
+            offset = len(self.k_pos) - len(self.q_pos)
+            return lambda row, head, query, key: key <= query + offset
+        allowed = self.allowed(device=device)
+        rows = len(allowed)
+        return lambda row, head, query, key: allowed[row.clamp(max=rows - 1), query, key]
+
 
 def _tile(rule: Rule, q_pos: Tensor, k_pos: Tensor, q: slice, k: slice) -> Tensor:
     allowed = rule.allows(q_pos, k_pos)
@@ -125,11 +139,14 @@ def build_mask(
         heads: number of query heads.
 
     Raises:
+        TypeError: if it is no tensor.
         ValueError: for another rank, size, number of heads or dtype.
     """
     rules = [causal()] if bool((k_pos >= 0).all()) else [causal(), empty_slot()]
     if attention_mask is None:
         return Mask(rules, q_pos, k_pos)
+    if not isinstance(attention_mask, Tensor):
+        raise TypeError(f"attention_mask is a {type(attention_mask).__name__}; a tensor or None is needed.")
     attention_mask = attention_mask.detach().cpu()
     if attention_mask.dim() == 4:
         return _custom_mask(attention_mask, q_pos, k_pos, batch, heads)

@@ -1,6 +1,17 @@
 """Text to token ids and back, on the `tokenizers` package."""
 
-from workbench.tokenizer.files import TokenizerError
-from workbench.tokenizer.llama import BatchEncoding, LlamaTokenizer
+from tokenizers import AddedToken
 
-__all__ = ["BatchEncoding", "LlamaTokenizer", "TokenizerError"]
+from workbench.tokenizer.batch_encoding import BatchEncoding, CharSpan, TokenSpan
+from workbench.tokenizer.errors import TokenizerError
+from workbench.tokenizer.llama import LlamaTokenizer, LlamaTokenizerFast
+
+__all__ = [
+    "AddedToken",
+    "BatchEncoding",
+    "CharSpan",
+    "LlamaTokenizer",
+    "LlamaTokenizerFast",
+    "TokenSpan",
+    "TokenizerError",
+]

@@ -16,7 +16,8 @@ import { extent, levelsOf, MASKED, NAN, occurring } from "./values.js";
  * @typedef {Record<string, number | null | undefined>} Cursor
  * @typedef {ReturnType<typeof readMatrix>} MatrixData
  * @typedef {{metric: Metric | null, scale: Scale, levels: Uint16Array, colors: Rgb[], found: Set<number>,
- *            reasons: Set<number>}} Painted
+ *            reasons: Set<number>, signs?: Record<number, {text: string, ink: string}>}} Painted `signs`: letters in the
+ *            middle of the cells of a level
  */
 
 /** Cursor names whose labels are tokens, to be shown with visible whitespace. */

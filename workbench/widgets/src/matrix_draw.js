@@ -151,14 +151,23 @@ function drawSigns(ctx, scene, win) {
   for (let r = win.r0; r < win.r1; r++) {
     for (let c = win.c0; c < win.c1; c++) {
       const level = painted.levels[r * data.cols + c];
-      const text = cellText(ctx, scene, r * data.cols + c, level);
+      const sign = painted.signs?.[level];
+      const text = sign ? signText(sign.text, layout) : cellText(ctx, scene, r * data.cols + c, level);
       if (!text) continue;
-      ctx.fillStyle = level < LEVELS ? textOn(painted.colors[level]) : level === MASKED ? LETTER[colors.theme] : colors.fg;
+      const ink = level < LEVELS ? textOn(painted.colors[level]) : level === MASKED ? LETTER[colors.theme] : colors.fg;
+      ctx.fillStyle = sign?.ink ?? ink;
       const x = colX(layout, c) - scroll.x;
-      const centred = level >= LEVELS && !(data.text && level !== MASKED && cellW > 30);
+      const centred = sign || (level >= LEVELS && !(data.text && level !== MASKED && cellW > 30));
       ctx.fillText(text, centred ? x + (cellW - 1 - ctx.measureText(text).width) / 2 : x + 4, rowY(layout, r) + middle - scroll.y);
     }
   }
+}
+
+/** A sign's letters; where they do not fit, the last one and a plus. @param {string} text @param {Layout} layout */
+function signText(text, { cellW, cellH }) {
+  if (Math.min(cellW, cellH) < 14) return "";
+  const room = Math.floor((cellW - 4) / 7.5);
+  return text.length <= room ? text : `${text.slice(-1)}${room > 1 ? "+" : ""}`;
 }
 
 /** @type {Map<string, string>} */

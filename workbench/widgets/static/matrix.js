@@ -726,14 +726,21 @@ function drawSigns(ctx, scene, win) {
   for (let r = win.r0; r < win.r1; r++) {
     for (let c = win.c0; c < win.c1; c++) {
       const level = painted.levels[r * data.cols + c];
-      const text = cellText(ctx, scene, r * data.cols + c, level);
+      const sign = painted.signs?.[level];
+      const text = sign ? signText(sign.text, layout) : cellText(ctx, scene, r * data.cols + c, level);
       if (!text) continue;
-      ctx.fillStyle = level < LEVELS ? textOn(painted.colors[level]) : level === MASKED ? LETTER[colors.theme] : colors.fg;
+      const ink = level < LEVELS ? textOn(painted.colors[level]) : level === MASKED ? LETTER[colors.theme] : colors.fg;
+      ctx.fillStyle = sign?.ink ?? ink;
       const x = colX(layout, c) - scroll.x;
-      const centred = level >= LEVELS && !(data.text && level !== MASKED && cellW > 30);
+      const centred = sign || level >= LEVELS && !(data.text && level !== MASKED && cellW > 30);
       ctx.fillText(text, centred ? x + (cellW - 1 - ctx.measureText(text).width) / 2 : x + 4, rowY(layout, r) + middle - scroll.y);
     }
   }
+}
+function signText(text, { cellW, cellH }) {
+  if (Math.min(cellW, cellH) < 14) return "";
+  const room = Math.floor((cellW - 4) / 7.5);
+  return text.length <= room ? text : `${text.slice(-1)}${room > 1 ? "+" : ""}`;
 }
 var fitted = /* @__PURE__ */ new Map();
 function cellText(ctx, { data, layout }, at, level) {

@@ -1,4 +1,4 @@
-"""The command line: `workbench lab` opens JupyterLab on the quickstart."""
+"""`workbench lab` opens JupyterLab on the quickstart."""
 
 from __future__ import annotations
 
@@ -6,23 +6,19 @@ import argparse
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
 QUICKSTART = "notebooks/00_quickstart.ipynb"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of the `workbench` command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="workbench", description="Look inside Llama models while they run.")
-    commands = parser.add_subparsers(dest="command", required=True)
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds `lab` to the commands."""
     lab = commands.add_parser("lab", help="open JupyterLab on the quickstart notebook, on this machine only")
     lab.add_argument("notebook", nargs="?", help=f"a notebook to open instead (default: {QUICKSTART}, if there is one)")
     lab.add_argument("--port", type=int, default=8888, help="the first port to try (default: 8888)")
     lab.add_argument("--no-browser", action="store_true", help="print the address instead of opening a browser")
-    options = parser.parse_args(arguments)
-    return _lab(options.notebook, options.port, options.no_browser)
+    lab.set_defaults(run=lambda options: _lab(options.notebook, options.port, options.no_browser))
 
 
 def lab_command(notebook: Path | None, port: int, no_browser: bool, as_root: bool) -> list[str]:
@@ -53,7 +49,3 @@ def _lab(notebook: str | None, port: int, no_browser: bool) -> int:
     as_root = hasattr(os, "geteuid") and os.geteuid() == 0
     command = lab_command(path if path.is_file() else None, port, no_browser, as_root)
     return os.execv(command[0], command)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

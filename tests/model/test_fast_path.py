@@ -1,0 +1,167 @@
+import copy
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+from tests.conftest import tiny_model
+from workbench.cache import DynamicCache
+from workbench.model import fast_path, llama
+
+IDS = torch.randint(1, 97, (2, 9), generator=torch.Generator().manual_seed(5))
+PADDED = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1, 1], [1] * 9])
+CONFIGS = {
+    "mha": ("mha", {}),
+    "gqa": ("gqa", {}),
+    "mqa": ("mqa", {}),
+    "bias": ("gqa", {"attention_bias": True, "mlp_bias": True}),
+    "head_dim": ("gqa", {"head_dim": 16}),
+    "gelu": ("gqa", {"hidden_act": "gelu"}),
+    "flex_attention": ("gqa", {"attn_implementation": "flex_attention"}),
+}
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """One entry for each layer that ran without modules."""
+    layers = []
+    real = llama.run_layer
+    monkeypatch.setattr(llama, "run_layer", lambda *a: layers.append(1) or real(*a))
+    return layers
+
+
+def by_modules(monkeypatch, run):
+    with monkeypatch.context() as patch:
+        patch.setattr(llama, "fast_layers", lambda *a: None)
+        return run()
+
+
+@pytest.mark.parametrize(("kind", "changes"), CONFIGS.values(), ids=CONFIGS.keys())
+@pytest.mark.parametrize("mask", [None, PADDED], ids=["plain", "padded"])
+@torch.no_grad()
+def test_every_bit_is_what_the_modules_compute(kind, changes, mask, taken, monkeypatch):
+    model = tiny_model(kind, **changes)
+
+    def run():
+        cache, parts = DynamicCache(), []
+        for start, end in ((0, 4), (4, 8), (8, 9)):
+            seen = None if mask is None else mask[:, :end]
+            out = model(IDS[:, start:end], attention_mask=seen, past_key_values=cache, output_hidden_states=True)
+            parts += [out.logits, *out.hidden_states]
+        one = model(IDS[:1, :1])
+        return [*parts, one.logits, *(cache.keys(i) for i in range(3)), *(cache.values(i) for i in range(3))]
+
+    expected = by_modules(monkeypatch, run)
+    assert taken == []
+    actual = run()
+    assert len(taken) == 4 * 3
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+
+
+class Passes(nn.Module):
+    """A layer that does nothing."""
+
+    def forward(self, x, rope, mask, cache=None, output_attentions=False):
+        return x, None
+
+
+def in_bfloat16(model):
+    model.bfloat16()
+
+
+NOT_TAKEN = {
+    "a hook on a layer": lambda m: m.model.layers[1].register_forward_hook(lambda *a: None),
+    "a hook on a norm": lambda m: m.model.layers[0].input_layernorm.register_forward_hook(lambda *a: None),
+    "a pre-hook on a projection": lambda m: m.model.layers[2].mlp.up_proj.register_forward_pre_hook(lambda *a: None),
+    "a hook on a hook point": lambda m: m.model.layers[0].self_attn.hook_z.register_forward_hook(lambda *a: None),
+    "a forward put over one": lambda m: setattr(m.model.layers[0].mlp, "forward", lambda x: x * 0),
+    "another module": lambda m: setattr(m.model.layers[0], "mlp", nn.Identity()),
+    "a wrapped layer": lambda m: m.model.layers.insert(0, type("Mine", (llama.LlamaDecoderLayer,), {})(m.config, 0)),
+    "another layer type": lambda m: m.model.layers.append(Passes()),
+    "another projection": lambda m: setattr(m.model.layers[1].self_attn, "o_proj", nn.Sequential(nn.Linear(32, 32))),
+    "a weight laid elsewhere": lambda m: setattr(m.model.layers[1].mlp.up_proj.weight, "data", torch.randn(48, 32)),
+    "eager attention": lambda m: m.set_attn_implementation("eager"),
+    "training": lambda m: m.train(),
+}
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["at once", "after a forward"])
+@pytest.mark.parametrize("change", NOT_TAKEN.values(), ids=NOT_TAKEN.keys())
+@torch.no_grad()
+def test_what_the_modules_mean_more_by_goes_to_the_modules(change, warm, taken, monkeypatch):
+    model = tiny_model()
+    if warm:
+        model(IDS)
+        assert len(taken) == 3
+        taken.clear()
+    change(model)
+    actual = model(IDS).logits
+    assert taken == []
+    assert torch.equal(actual, by_modules(monkeypatch, lambda: model(IDS).logits))
+
+
+CHANGES = {
+    "a weight written": lambda m: m.model.layers[1].self_attn.k_proj.weight.mul_(2),
+    "a gain written": lambda m: m.model.layers[1].input_layernorm.weight.mul_(2),
+    "another gain": lambda m: setattr(m.model.layers[1].input_layernorm, "weight", nn.Parameter(torch.rand(32))),
+    "another layer": lambda m: m.model.layers.__setitem__(0, copy.deepcopy(m.model.layers[2])),
+    "a layer less": lambda m: m.model.layers.__delitem__(2),
+    "layers exchanged": lambda m: setattr(m.model, "layers", nn.ModuleList([m.model.layers[i] for i in (2, 0, 1)])),
+    "a state dict": lambda m: m.load_state_dict({k: v * 2 for k, v in m.state_dict().items()}),
+    "bfloat16": in_bfloat16,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+@torch.no_grad()
+def test_what_is_changed_is_computed_with_at_once(change, taken, monkeypatch):
+    model = tiny_model()
+    before = model(IDS).logits
+    taken.clear()
+    change(model)
+    actual = model(IDS, use_cache=False).logits
+    assert len(taken) == len(model.model.layers)
+    assert torch.equal(actual, by_modules(monkeypatch, lambda: model(IDS, use_cache=False).logits))
+    assert not torch.equal(actual, before)
+
+
+def test_gradients_come_from_the_modules(taken):
+    model = tiny_model()
+    model(IDS, labels=IDS).loss.backward()
+    assert taken == []
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@torch.no_grad()
+def test_a_global_hook_sees_every_module(taken):
+    model, seen = tiny_model(), []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, args, out: seen.append(type(module)))
+    try:
+        model(IDS)
+    finally:
+        handle.remove()
+    assert taken == []
+    assert seen.count(llama.LlamaMLP) == 3
+
+
+@torch.no_grad()
+def test_a_copy_is_itself(taken):
+    model = tiny_model()
+    expected = model(IDS).logits
+    other = copy.deepcopy(model)
+    other.model.layers[0].mlp.down_proj.weight.zero_()
+    assert not torch.equal(other(IDS).logits, expected)
+    assert torch.equal(model(IDS).logits, expected)
+
+
+@torch.no_grad()
+def test_a_model_that_is_gone_is_not_kept():
+    model = tiny_model()
+    model(IDS)
+    watched = weakref.ref(model.model.layers[0].mlp.up_proj.weight)
+    assert model.model in fast_path._MADE
+    del model
+    gc.collect()
+    assert watched() is None

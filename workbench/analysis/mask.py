@@ -1,0 +1,71 @@
+"""A mask as numbers to look at: which cells may attend, and which rules forbid the others."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from workbench.model.mask import Mask
+
+
+@dataclasses.dataclass(frozen=True)
+class AppliedMask:
+    """The first queries and keys of a mask.
+
+    Attributes:
+        reasons: (batch or 1, q, k); bit i is set where `rules[i]` forbids the cell, 0 may attend. One row where all
+            texts of a batch have the same mask.
+        rules: name and letter of each rule.
+        q_pos, k_pos: position of each query and key shown; −1 for a cache slot without a token.
+        queries, keys: how many the mask has in all.
+        differs_by_head: some heads are forbidden cells that others are not; `reasons` forbids what all of them are
+            forbidden, unless a head was chosen.
+        biased: the mask also adds finite numbers to the scores.
+    """
+
+    reasons: npt.NDArray[np.uint8]
+    rules: tuple[tuple[str, str], ...]
+    q_pos: npt.NDArray[np.int64]
+    k_pos: npt.NDArray[np.int64]
+    queries: int
+    keys: int
+    differs_by_head: bool = False
+    biased: bool = False
+
+    @property
+    def cut(self) -> bool:
+        """Whether there are queries or keys that are not shown."""
+        return len(self.q_pos) < self.queries or len(self.k_pos) < self.keys
+
+
+def applied_mask(mask: Mask, most: int, head: int | None = None) -> AppliedMask:
+    """Reads a mask, no more than its first `most` queries and keys.
+
+    Args:
+        head: what this query head may attend to, where an additive mask has one for each head.
+    """
+    part = slice(0, most)
+    reasons = mask.reasons(part, part)
+    differs = biased = False
+    if mask.extra is not None:
+        extra = mask.extra[:, :, part, part]
+        forbidden = extra == -torch.inf
+        differs = bool((forbidden != forbidden[:, :1]).any())
+        biased = bool((extra[~forbidden] != 0).any())
+        if head is not None:
+            bit = [rule.name for rule in mask.rules].index("custom")
+            mine = forbidden[:, head if forbidden.shape[1] > 1 else 0]
+            reasons = reasons | (mine.to(torch.uint8) << bit)
+    return AppliedMask(
+        reasons=reasons.numpy(),
+        rules=tuple((rule.name, rule.letter) for rule in mask.rules),
+        q_pos=mask.q_pos[part].numpy(),
+        k_pos=mask.k_pos[part].numpy(),
+        queries=len(mask.q_pos),
+        keys=len(mask.k_pos),
+        differs_by_head=differs and head is None,
+        biased=biased,
+    )

@@ -1,0 +1,1 @@
+"""The documented names of Hugging Face, on this package."""

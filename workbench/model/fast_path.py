@@ -1,0 +1,149 @@
+"""The layers of a forward that nobody watches.
+
+The same computation as the modules of `llama`, in the same order and with the same functions, so that every bit of the
+result is equal, but without calling modules: one token of a small model spends as long in those calls as in everything
+that is not a matrix product. Whatever makes calling a module more than computing (a hook, a replaced part, a forward
+put over it, gradients, training) is looked up at every forward and sends it to the modules.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import operator
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+from workbench.cache import KVCache
+from workbench.config import LlamaConfig
+from workbench.model.attention import fused_attention
+from workbench.model.linear import Projection, joined
+from workbench.model.mask import Mask
+from workbench.model.norm import rms_norm
+from workbench.model.rope import Rope, apply_rope
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One layer: its place in the cache, its projections as functions, its gains, its activation."""
+
+    index: int
+    query_key_value: Projection
+    output: Projection
+    gate_up: Projection
+    down: Projection
+    activation: Callable[[Tensor], Tensor]
+    attention_gain: Float[Tensor, " d_model"]
+    mlp_gain: Float[Tensor, " d_model"]
+
+
+def run_layer(
+    layer: Layer,
+    x: Float[Tensor, "batch pos d_model"],
+    rope: Rope,
+    mask: Mask,
+    cache: KVCache | None,
+    config: LlamaConfig,
+) -> Float[Tensor, "batch pos d_model"]:
+    """What `LlamaDecoderLayer.forward` computes."""
+    batch, length, _ = x.shape
+    heads, width, eps = config.num_attention_heads, config.d_head, config.rms_norm_eps
+    rotated_heads = heads + config.kv_heads
+    projected = layer.query_key_value(rms_norm(x, layer.attention_gain, eps)).view(batch, length, -1, width)
+    rotated = apply_rope(projected[:, :, :rotated_heads], *rope).transpose(1, 2)
+    q, k = rotated[:, :heads], rotated[:, heads:]  # (batch, q_head, pos, d_head), (batch, kv_head, pos, d_head)
+    v = projected[:, :, rotated_heads:].transpose(1, 2)
+    if cache is not None:
+        k, v = cache.update(layer.index, k, v)
+    z = fused_attention(config.attn_implementation, q, k, v, mask, width**-0.5)
+    # Sums and products go into the new tensor: a large one costs a page fault every 4 kB.
+    x = layer.output(z.transpose(1, 2).reshape(batch, length, -1)).add_(x)
+    gate, up = layer.gate_up(rms_norm(x, layer.mlp_gain, eps)).chunk(2, -1)
+    return layer.down(layer.activation(gate).mul_(up)).add_(x)
+
+
+def fast_layers(model: Any, structure: frozenset[type]) -> list[Layer] | None:
+    """The layers of a `LlamaModel` as plain functions, or `None` if this forward has to call the modules.
+
+    Args:
+        model: the model.
+        structure: the types of modules, besides the projections, whose forward is what `run_layer` computes.
+    """
+    if torch.is_grad_enabled() or model.training or model.config.attn_implementation == "eager":
+        return None
+    if torch.compiler.is_compiling() or _has_any_global_hook():  # type: ignore[no-untyped-call]
+        return None
+    made = _MADE.get(model)
+    if made is None or made.source is not model.layers or not made.holds():
+        made = _MADE[model] = _FastLayers(model.layers, structure)
+    return made.layers if made.unwatched() else None
+
+
+class _FastLayers:
+    """All layers as plain functions, and what has to stay as it is for them to be right."""
+
+    def __init__(self, layers: nn.ModuleList, structure: frozenset[type]) -> None:
+        parts = list(layers.modules())
+        self.source = layers
+        self.attributes = [vars(part) for part in parts]
+        self.hooks = [hooks for part in parts for hooks in (part._forward_hooks, part._forward_pre_hooks)]
+        self.children = [part._modules for part in parts if part._modules]
+        self.child = list(_values(self.children))
+        self.tables = [table for part in parts for table in (part._parameters, part._buffers) if table]
+        self.weights = list(_values(self.tables))
+        self.tensors = [weight for weight in self.weights if weight is not None]
+        self.addresses = list(map(Tensor.data_ptr, self.tensors))
+        self.layers = _functions(layers, structure)
+
+    def holds(self) -> bool:
+        """Whether modules, weights and their places in memory are still those that were read."""
+        return (
+            _same(_values(self.children), self.child)
+            and _same(_values(self.tables), self.weights)
+            and list(map(Tensor.data_ptr, self.tensors)) == self.addresses
+        )
+
+    def unwatched(self) -> bool:
+        """Whether calling a module would do nothing but compute."""
+        return not (any(self.hooks) or any(map(operator.contains, self.attributes, itertools.repeat("forward"))))
+
+
+_MADE: weakref.WeakKeyDictionary[nn.Module, _FastLayers] = weakref.WeakKeyDictionary()
+
+
+def _functions(layers: nn.ModuleList, structure: frozenset[type]) -> list[Layer] | None:
+    made, projections = [], []
+    for layer in layers:
+        parts: Any = layer
+        if not structure.issuperset(map(type, (parts, *parts.children()))):
+            return None
+        attention, mlp = parts.self_attn, parts.mlp
+        groups = (
+            (attention.q_proj, attention.k_proj, attention.v_proj),
+            (attention.o_proj,),
+            (mlp.gate_proj, mlp.up_proj),
+            (mlp.down_proj,),
+        )
+        products = [joined(group) for group in groups]
+        if None in products:
+            return None
+        projections += [id(part) for group in groups for linear in group for part in linear.modules()]
+        gains = parts.input_layernorm.weight.detach(), parts.post_attention_layernorm.weight.detach()
+        made.append(Layer(attention.layer_idx, *products, mlp.act_fn, *gains))  # type: ignore[call-arg,arg-type]
+    strange = [part for part in layers.modules() if type(part) not in structure and id(part) not in projections]
+    return None if strange else made
+
+
+def _values(tables: Iterable[dict[str, Any]]) -> Iterable[Any]:
+    return itertools.chain.from_iterable(map(dict.values, tables))
+
+
+def _same(actual: Iterable[Any], expected: list[Any]) -> bool:
+    found = list(actual)
+    return len(found) == len(expected) and all(map(operator.is_, found, expected))
