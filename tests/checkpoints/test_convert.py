@@ -20,7 +20,7 @@ from workbench.checkpoints import convert as convert_module
 from workbench.checkpoints.convert import convert_folder, possible_kv_heads
 from workbench.checkpoints.load import load
 from workbench.generation.config import GenerationConfig
-from workbench.model.linear import _adjacent
+from workbench.model.joined import _adjacent
 
 BIAS = {"attention_bias": True}
 

@@ -19,7 +19,7 @@ from workbench import (
 from workbench.checkpoints import CheckpointError, CheckpointNotFoundError
 from workbench.checkpoints.load import default_model, load
 from workbench.config import ConfigError
-from workbench.model.linear import _adjacent
+from workbench.model.joined import _adjacent
 
 CLASSES = [
     LlamaModel,

@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.conftest import tiny_model
 from workbench.model import packing
-from workbench.model.linear import joined, pack, project
+from workbench.model.joined import joined, pack, project
 from workbench.model.quantized import QuantizedEmbedding, QuantizedLinear
 
 ROUNDING = 2**-8  # relative, of a bfloat16

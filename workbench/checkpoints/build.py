@@ -16,7 +16,7 @@ from workbench.checkpoints.placement import Placement
 from workbench.checkpoints.progress import Progress
 from workbench.config import LlamaConfig
 from workbench.model import LlamaForCausalLM, LlamaPreTrainedModel
-from workbench.model.linear import Packed
+from workbench.model.joined import Packed
 from workbench.model.quantized import QuantizedLinear
 
 UNIT = 4  # progress counts every weight as four bytes, so that both ends agree whatever is stored and made

@@ -14,6 +14,7 @@ from workbench.checkpoints.errors import CheckpointError
 from workbench.checkpoints.quantization import TorchAoConfig, requested, stored_config
 from workbench.config import LlamaConfig
 from workbench.model import LlamaPreTrainedModel
+from workbench.model.linear import Linear
 from workbench.model.packing import GROUP_SIZES, INT4_ROWS
 from workbench.model.quantized import QuantizedEmbedding, QuantizedLinear, QuantizedWeight
 
@@ -84,7 +85,7 @@ def planned(model: LlamaPreTrainedModel, config: TorchAoConfig) -> dict[str, Bit
         if module is head or (tied and module is embedding):
             if not keep_head and not (tied and module is head):
                 plan[name] = Bits(8)
-        elif type(module) is nn.Linear and "layers." in name and name not in kept:
+        elif type(module) is Linear and "layers." in name and name not in kept:
             plan[name] = Bits(config.bits, config.group_size or 0)
     _check_sizes(model, plan)
     return plan
@@ -180,7 +181,7 @@ def _stored_plan(model: LlamaPreTrainedModel, config: TorchAoConfig, checkpoint:
     plan = {
         name: Bits(config.bits, config.group_size or 0) if "layers." in name else Bits(8)
         for name, module in model.named_modules()
-        if type(module) in (nn.Linear, nn.Embedding) and _base_name(f"{name}.codes") in there
+        if type(module) in (Linear, nn.Embedding) and _base_name(f"{name}.codes") in there
     }
     _check_sizes(model, plan)
     return plan
@@ -190,7 +191,7 @@ def _empty(module: nn.Module, bits: Bits, dtype: torch.dtype) -> QuantizedLinear
     """What takes a module's place, without memory."""
     if isinstance(module, nn.Embedding):
         return QuantizedEmbedding(module.num_embeddings, module.embedding_dim, dtype, module.padding_idx)
-    assert isinstance(module, nn.Linear)
+    assert isinstance(module, Linear)
     return QuantizedLinear(module.in_features, module.out_features, *bits, bias=module.bias)
 
 

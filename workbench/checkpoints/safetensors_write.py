@@ -1,7 +1,7 @@
 """Writes safetensors files, one tensor after the other: a model is never in memory twice.
 
 Format: https://github.com/huggingface/safetensors#format. Written here because the `safetensors` package makes bytes of
-all tensors first, and refuses tensors that lie in one storage, as packed projections do (`workbench.model.linear`).
+all tensors first, and refuses tensors that lie in one storage, as packed projections do (`workbench.model.joined`).
 Tensors keep their order: those that are neighbours in memory are so in the file, and are read without a copy.
 """
 

@@ -23,7 +23,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from workbench.cache import KVCache
 from workbench.config import LlamaConfig
 from workbench.model.attention import fused_attention
-from workbench.model.linear import Projection, joined
+from workbench.model.joined import Projection, joined
 from workbench.model.mask import Mask
 from workbench.model.norm import rms_norm
 from workbench.model.rope import Rope, apply_rope

@@ -12,6 +12,7 @@ from workbench.cache import KVCache
 from workbench.config import LlamaConfig
 from workbench.model.hook_point import HookPoint
 from workbench.model.inputs import check_logits_to_keep
+from workbench.model.linear import Linear
 from workbench.model.llama import LlamaModel
 from workbench.model.outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from workbench.model.pretrained import LlamaPreTrainedModel, initialise
@@ -25,7 +26,7 @@ class LlamaForCausalLM(LlamaPreTrainedModel):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__(config)
         self.model = LlamaModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.hook_logits = HookPoint()
         initialise(self.lm_head, config.initializer_range)
         self.tie_weights()

@@ -1,144 +1,74 @@
-"""Several projections of one input as one matrix product.
+"""`x @ weightᵀ + bias` on a CPU, by the kernel that is fastest for its shape, and the linear module that uses it.
 
-Queries, keys and values read the same vector, and so do gate and up. Their weights stay parameters of their own, under
-Hugging Face's names, but lie one behind the other in one storage, so that one product reads them all: fewer, larger
-products are what makes decoding faster. Whether they still lie so is looked up at every call, so replacing a weight or
-a module, moving it or hooking it is always allowed: then each projection is called by itself.
+PyTorch gives float32 products to Intel's MKL. Two of its choices cost a Llama much:
+
+- A product with a single row (each new token) is computed by one thread on some processors, whatever the number of
+  threads. Here the rows of the weight are split over the threads.
+- On processors of other makers its matrix product is slower than oneDNN's, which PyTorch has too.
+
+Which kernel is taken depends on the shape, the processor and the number of threads only, so numbers are repeatable.
+What wants more than numbers (gradients, a compiler, a function transform) gets PyTorch's own operation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import functools
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
-
-from workbench.model.quantized import QuantizedLinear, join, joined_product
-
-Projection = Callable[[Tensor], Tensor]
 
 
-def project(x: Float[Tensor, "batch pos d_in"], linears: Sequence[nn.Module]) -> tuple[Tensor, ...]:
-    """`tuple(linear(x) for linear in linears)`, with one matrix product where that is the same.
+class Linear(nn.Linear):
+    """`nn.Linear`, computed by `linear`."""
 
-    Gradients of the weights need the separate products; hooks, replaced modules and moved weights get them too.
-    """
-    product = None if _called_for(linears) else joined(linears)
-    if product is None:
-        return tuple(linear(x) for linear in linears)
-    return torch.split(product(x), [linear.out_features for linear in linears], -1)  # type: ignore[misc]
+    def forward(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
+        """`x @ weightᵀ + bias`."""
+        return linear(x, self.weight, self.bias)
 
 
-def joined(linears: Sequence[nn.Module]) -> Projection | None:
-    """The outputs of all, one behind the other, by one product that reads their weights where they are.
-
-    `None` if their weights do not lie so, or are more than plain parameters.
-    """
-    if type(linears[0]) is QuantizedLinear:
-        return joined_product(linears)
-    if any(type(linear) is not nn.Linear for linear in linears):
-        return None
-    weights: list[Any] = [linear.weight for linear in linears]
-    biases: list[Any] = [linear.bias for linear in linears]
-    if not _adjacent(weights):
-        return None
-    weight = _span(weights)
-    if all(bias is None for bias in biases):
-        return lambda x: F.linear(x, weight)
-    if any(bias is None for bias in biases) or not _adjacent(biases):
-        return None
-    bias = _span(biases)
-    return lambda x: F.linear(x, weight, bias)
+def linear(
+    x: Float[Tensor, "... d_in"], weight: Float[Tensor, "d_out d_in"], bias: Float[Tensor, " d_out"] | None = None
+) -> Float[Tensor, "... d_out"]:
+    """The same as `torch.nn.functional.linear`, up to rounding."""
+    if x.dtype != torch.float32 or weight.dtype != torch.float32 or not only_numbers(x):
+        return F.linear(x, weight, bias)
+    if x.numel() == x.shape[-1]:
+        return _one_row(x, weight, bias)
+    if _onednn_is_faster() and x.is_contiguous():
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return product
+    return F.linear(x, weight, bias)
 
 
-def pack(linears: Sequence[nn.Module]) -> None:
-    """Moves the weights of plain linear modules behind each other, and their biases; values and parameters stay.
-
-    Does nothing for other modules, for weights without memory (the meta device), and where it is done already.
-    """
-    if all(isinstance(linear, QuantizedLinear) for linear in linears):
-        join(linears)  # type: ignore[arg-type]
-    if not all(type(linear) is nn.Linear for linear in linears):
-        return
-    for name in ("weight", "bias"):
-        parameters: list[Any] = [getattr(linear, name) for linear in linears]
-        if any(type(p) is not nn.Parameter for p in parameters) or _adjacent(parameters):
-            continue
-        first = parameters[0]
-        if first.is_meta or any(p.dtype != first.dtype or p.device != first.device for p in parameters):
-            continue
-        with torch.no_grad():
-            joined = torch.cat([p.data for p in parameters])
-            for parameter, part in zip(parameters, torch.split(joined, [len(p) for p in parameters]), strict=True):
-                parameter.data = part
-
-
-class Packed(nn.Module):
-    """A module some of whose projections read the same input; they are packed again whenever weights get new memory.
-
-    `packed` names them.
-    """
-
-    packed: tuple[str, ...] = ()
-
-    def pack(self) -> None:
-        """Lays the weights of these projections behind each other, if they do not lie so."""
-        pack([getattr(self, name) for name in self.packed])
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Packed:  # .to(), .half(), .cuda()
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.pack()
-        return self
-
-    def __setstate__(self, state: dict[str, Any]) -> None:  # copy.deepcopy, pickle
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self.pack()
-
-
-def _called_for(linears: Sequence[nn.Module]) -> bool:
-    """Whether a call of each module does more than compute: hooks, a forward put over it (as accelerate does),
-    gradients of its weights.
-    """
-    if torch.compiler.is_compiling() or _has_any_global_hook():  # type: ignore[no-untyped-call]
-        return True
-    if torch.is_grad_enabled() and any(p.requires_grad for linear in linears for p in linear.parameters(False)):
-        return True
-    return any(
-        linear._forward_hooks
-        or linear._forward_pre_hooks
-        or linear._backward_hooks
-        or linear._backward_pre_hooks
-        or "forward" in vars(linear)
-        for linear in linears
+def only_numbers(x: Tensor) -> bool:
+    """Whether nothing but the numbers of an operation on `x` is wanted, on a CPU."""
+    return (
+        x.is_cpu
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and torch._C._functorch.peek_interpreter_stack() is None
     )
 
 
-def _adjacent(parts: Sequence[Tensor]) -> bool:
-    """Whether each tensor begins where the one before it ends, in the same storage."""
-    first = parts[0]
-    if type(first) is not nn.Parameter:
-        return False
-    storage, address = first.untyped_storage()._cdata, first.data_ptr()
-    if not address:
-        return False
-    for part in parts:
-        if (
-            type(part) is not nn.Parameter
-            or part.data_ptr() != address
-            or part.dtype != first.dtype
-            or part.shape[1:] != first.shape[1:]
-            or not part.is_contiguous()
-            or part.untyped_storage()._cdata != storage
-        ):
-            return False
-        address += part.nbytes
-    return True
+def _one_row(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    rows, width = weight.shape
+    parts = torch.get_num_threads()
+    if parts == 1 or rows % parts or not weight.is_contiguous():
+        return F.linear(x, weight, bias)
+    split = weight.view(parts, rows // parts, width).transpose(1, 2)
+    out = torch.bmm(x.reshape(1, 1, width).expand(parts, 1, width), split).view(*x.shape[:-1], rows)
+    return out if bias is None else out.add_(bias)
 
 
-def _span(parts: Sequence[Tensor]) -> Tensor:
-    first = parts[0].detach()
-    return first.as_strided((sum(len(part) for part in parts), *first.shape[1:]), first.stride())
+@functools.cache
+def _onednn_is_faster() -> bool:
+    """Not on Intel's processors, which MKL is made for; measured on AMD's Zen 4 (docs/log.md)."""
+    try:
+        maker = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("vendor_id"))
+    except (OSError, StopIteration, UnicodeDecodeError):
+        return False
+    here: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return here and hasattr(torch.ops.mkldnn, "_linear_pointwise") and "AuthenticAMD" in maker

@@ -22,7 +22,8 @@ from workbench.model.attention import attention_pattern, attention_scores, fused
 from workbench.model.fast_path import fast_layers, run_layer
 from workbench.model.hook_point import HookPoint
 from workbench.model.inputs import check_cache, check_embeddings, check_positions, check_token_ids
-from workbench.model.linear import Packed, project
+from workbench.model.joined import Packed, project
+from workbench.model.linear import Linear
 from workbench.model.mask import Mask, build_mask
 from workbench.model.norm import LlamaRMSNorm
 from workbench.model.outputs import BaseModelOutputWithPast
@@ -45,9 +46,9 @@ class LlamaMLP(Packed):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj = nn.Linear(width, inner, bias=bias)
-        self.up_proj = nn.Linear(width, inner, bias=bias)
-        self.down_proj = nn.Linear(inner, width, bias=bias)
+        self.gate_proj = Linear(width, inner, bias=bias)
+        self.up_proj = Linear(width, inner, bias=bias)
+        self.down_proj = Linear(inner, width, bias=bias)
         self.act_fn = config.hidden_act if callable(config.hidden_act) else ACTIVATIONS[config.hidden_act]
         self.hook_gate, self.hook_up, self.hook_act = HookPoint(), HookPoint(), HookPoint()
 
@@ -72,10 +73,10 @@ class LlamaAttention(Packed):
         self.scaling = self.head_dim**-0.5
         width, bias = config.hidden_size, config.attention_bias
         q_width, kv_width = config.num_attention_heads * self.head_dim, config.kv_heads * self.head_dim
-        self.q_proj = nn.Linear(width, q_width, bias=bias)
-        self.k_proj = nn.Linear(width, kv_width, bias=bias)
-        self.v_proj = nn.Linear(width, kv_width, bias=bias)
-        self.o_proj = nn.Linear(q_width, width, bias=bias)
+        self.q_proj = Linear(width, q_width, bias=bias)
+        self.k_proj = Linear(width, kv_width, bias=bias)
+        self.v_proj = Linear(width, kv_width, bias=bias)
+        self.o_proj = Linear(q_width, width, bias=bias)
         self.hook_q, self.hook_k, self.hook_v = HookPoint(), HookPoint(), HookPoint()
         self.hook_q_rot, self.hook_k_rot = HookPoint(), HookPoint()
         self.hook_scores, self.hook_pattern, self.hook_z = HookPoint(), HookPoint(), HookPoint()

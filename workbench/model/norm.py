@@ -6,12 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from workbench.model.linear import only_numbers
+
 
 def rms_norm(
     x: Float[Tensor, "batch pos d_model"], gain: Float[Tensor, " d_model"], eps: float
 ) -> Float[Tensor, "batch pos d_model"]:
     """`x / sqrt(mean(x²) + eps) * gain`, computed in float32 up to the gain; same shape and dtype as `x`."""
-    if x.is_cpu and x.numel() == x.shape[-1] and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if x.numel() == x.shape[-1] and only_numbers(x):
         return _one_position(x, gain, eps)
     wide = x.float()
     # Written out, because PyTorch's rms_norm takes half as long again for few positions on a CPU.
