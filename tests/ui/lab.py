@@ -124,6 +124,7 @@ class Notebook:
         self.page.wait_for_function("window.jupyterapp && window.jupyterapp.restored", timeout=60_000)
         self.page.evaluate("() => window.jupyterapp.restored.then(() => true)")
         self.page.locator(".jp-Notebook").wait_for(timeout=60_000)
+        self.theme("JupyterLab Light")  # the server remembers the theme of the test before
         self.wait_idle()
         return self
 
