@@ -93,11 +93,13 @@ def test_crop_keeps_the_first_positions_and_what_follows_overwrites_the_rest(len
     assert torch.equal(values, torch.cat((put[0][1][:, :, :kept], new_v), 2))
 
 
-def test_crop_refuses_a_negative_length():
+def test_a_negative_length_to_keep_counts_from_the_end():
     cache, _ = filled(10)
-    with pytest.raises(ValueError, match=r"crop\(-1\): the length to keep must be 0 or more"):
-        cache.crop(-1)
+    with pytest.raises(ValueError, match=r"crop\(-11\): the cache holds 10 positions only"):
+        cache.crop(-11)
     assert cache.length == 10
+    cache.crop(-3)
+    assert cache.length == 7
 
 
 @pytest.mark.parametrize("rows", [[1, 0], [1, 1], [0], [0, 1, 0]], ids=str)

@@ -255,3 +255,10 @@ def test_older_spellings_are_arguments_too():
     assert not hasattr(config, "rope_theta")
     with pytest.raises(ConfigError, match="rope_theta is -1"):
         LlamaConfig(rope_theta=-1)
+
+
+def test_a_config_is_made_again_of_its_dictionary():
+    config = LlamaConfig(hidden_size=64, num_attention_heads=4, num_labels=3)
+    assert LlamaConfig(**{**config.to_dict(), "transformers_version": "5.23.0"}) == config
+    with pytest.raises(ConfigError, match="model_type is 'gpt2'"):
+        LlamaConfig(model_type="gpt2")

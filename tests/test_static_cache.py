@@ -205,7 +205,7 @@ def test_what_does_not_continue_it_is_refused(wrong):
             lambda: filled()[0].update(0, piece(1, heads=4), piece(1, heads=4)),
             r"keys of shape \(2, 4, 1, 8\) .* do not fit a StaticCache of 2 key/value heads of width 8",
         ),
-        (lambda: filled()[0].crop(-1), r"crop\(-1\): the length to keep must be 0 or more"),
+        (lambda: filled()[0].crop(-99), r"crop\(-99\): the cache holds 10 positions only"),
         (
             lambda: make_cache("quantum", tiny_config()),
             r"cache_implementation is 'quantum'; allowed are dynamic, static",

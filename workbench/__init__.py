@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from workbench.compat.pipelines import TextGenerationPipeline as TextGenerationPipeline
     from workbench.compat.pipelines import TokenClassificationPipeline as TokenClassificationPipeline
     from workbench.compat.pipelines import pipeline as pipeline
+    from workbench.compat.seed import set_seed as set_seed
     from workbench.config import LlamaConfig as LlamaConfig
     from workbench.generation import EosTokenCriteria as EosTokenCriteria
     from workbench.generation import GenerationConfig as GenerationConfig
@@ -112,6 +113,7 @@ _HOME = {
     "pipeline": "workbench.compat.pipelines",
     "quantization_report": "workbench.checkpoints.quality",
     "quantize": "workbench.checkpoints.quantize",
+    "set_seed": "workbench.compat.seed",
 }
 
 __all__ = [*_HOME, "panels"]

@@ -251,3 +251,12 @@ def test_a_waiting_thread_is_let_go_by_an_error():
     with pytest.raises(ValueError, match="max_new_tokens"):
         generate(tiny_model(), IDS[:1], streamer=streamer, max_new_tokens=0)
     assert list(streamer) == [""]
+
+
+def test_values_that_change_nothing_of_options_that_do_not_exist_are_taken():
+    ids = torch.tensor([[6, 7, 8]])
+    model = tiny_model()
+    off = dict(disable_compile=True, guidance_scale=1.0, num_beam_groups=1, low_memory=False)
+    assert torch.equal(model.generate(ids, max_new_tokens=3, **off), model.generate(ids, max_new_tokens=3))
+    with pytest.raises(TypeError, match="guidance_scale is an option of transformers that generate does not have"):
+        model.generate(ids, max_new_tokens=3, guidance_scale=1.5)

@@ -5,10 +5,12 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.conftest import tiny_model
 from workbench.cache import DynamicCache
 from workbench.model import fast_path, llama
+from workbench.model.linear import Linear
 
 IDS = torch.randint(1, 97, (2, 9), generator=torch.Generator().manual_seed(5))
 PADDED = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1, 1], [1] * 9])
@@ -63,8 +65,8 @@ def test_every_bit_is_what_the_modules_compute(kind, changes, mask, taken, monke
 class Passes(nn.Module):
     """A layer that does nothing."""
 
-    def forward(self, x, rope, mask, cache=None, output_attentions=False):
-        return x, None
+    def forward(self, x, rope, mask, cache=None, patterns=None):
+        return x
 
 
 def in_bfloat16(model):
@@ -103,6 +105,9 @@ def test_what_the_modules_mean_more_by_goes_to_the_modules(change, warm, taken, 
 
 
 CHANGES = {
+    "another eps": lambda m: setattr(m.model.layers[1].input_layernorm, "variance_epsilon", 0.5),
+    "another scaling": lambda m: setattr(m.model.layers[1].self_attn, "scaling", 0.01),
+    "another activation": lambda m: setattr(m.model.layers[1].mlp, "act_fn", torch.relu),
     "a weight written": lambda m: m.model.layers[1].self_attn.k_proj.weight.mul_(2),
     "a gain written": lambda m: m.model.layers[1].input_layernorm.weight.mul_(2),
     "another gain": lambda m: setattr(m.model.layers[1].input_layernorm, "weight", nn.Parameter(torch.rand(32))),
@@ -165,3 +170,68 @@ def test_a_model_that_is_gone_is_not_kept():
     del model
     gc.collect()
     assert watched() is None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [llama.LlamaMLP, llama.LlamaAttention, Linear, llama.LlamaRMSNorm])
+def test_a_forward_put_into_a_class_is_called(kind, taken, monkeypatch):
+    model = tiny_model()
+    before, real = model(IDS).logits, kind.forward
+    taken.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "forward", lambda self, *a, **k: double(real(self, *a, **k)))
+        assert not torch.allclose(model(IDS).logits, before)
+        assert taken == []
+    assert torch.equal(model(IDS).logits, before)
+
+
+def double(out):
+    return (out[0] * 2, out[1]) if isinstance(out, tuple) else out * 2
+
+
+@torch.no_grad()
+def test_autocast_reaches_every_product():
+    model = tiny_model()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(IDS).logits.dtype == torch.bfloat16
+        assert model(IDS[:1, :1]).logits.dtype == torch.bfloat16
+        assert model.generate(IDS, max_new_tokens=4).shape == (2, 13)
+
+
+@torch.no_grad()
+def test_operations_are_counted():
+    model = tiny_model()
+    with FlopCounterMode(display=False) as counter:
+        model(IDS)
+    assert counter.get_total_flops() > 2 * 18 * 3 * 32 * 48 * 3
+
+
+@pytest.mark.parametrize("leave", [lambda m: m.to(torch.bfloat16), lambda m: m.train()], ids=["moved", "training"])
+def test_weights_that_are_left_are_not_kept(leave):
+    model = tiny_model()
+    with torch.no_grad():
+        model(IDS)
+    assert model.model in fast_path._MADE
+    leave(model)
+    assert model.model not in fast_path._MADE
+
+
+@torch.no_grad()
+def test_a_hook_on_a_layer_sees_the_residual_stream():
+    model = tiny_model()
+    states = model(IDS, output_hidden_states=True).hidden_states
+    seen = []
+    model.model.layers[1].register_forward_hook(lambda module, args, out: seen.append(out) or out + 1)
+    moved = model(IDS, output_hidden_states=True).hidden_states
+    assert torch.equal(seen[0], states[2])
+    assert torch.equal(moved[2], states[2] + 1)
+
+
+@torch.no_grad()
+def test_a_config_of_fewer_layers_uses_the_first():
+    model = tiny_model()
+    states = model(IDS, output_hidden_states=True).hidden_states
+    model.config.num_hidden_layers = 2
+    short = model(IDS, output_hidden_states=True).hidden_states
+    assert len(short) == 3
+    torch.testing.assert_close(short[2], model.model.norm(states[2]))

@@ -269,3 +269,29 @@ def test_a_callable_activation():
     with torch.no_grad():
         assert not torch.allclose(model(IDS).logits, tiny_model()(IDS).logits)
     assert model.model.layers[0].mlp.act_fn is torch.tanh
+
+
+@torch.no_grad()
+def test_a_larger_embedding_put_in_place_knows_its_tokens():
+    model = tiny_model()
+    model.set_input_embeddings(nn.Embedding(110, 32))
+    assert model(torch.tensor([[105]])).logits.shape == (1, 1, 97)
+
+
+def test_a_move_to_where_it_is_leaves_the_weights():
+    model = tiny_model()
+    other = copy.deepcopy(model)
+    layer = other.model.layers[0].self_attn
+    layer.k_proj.weight = nn.Parameter(layer.k_proj.weight.clone())  # shared with somebody else, say
+    kept = layer.k_proj.weight.data_ptr()
+    other.to("cpu")
+    assert layer.k_proj.weight.data_ptr() == kept
+
+
+def test_small_members_that_other_code_looks_for():
+    model = tiny_model()
+    assert model.can_generate()
+    assert not model.model.can_generate()
+    assert model.get_decoder() is model.model
+    assert model.vocab_size == 97
+    assert model.main_input_name == "input_ids"

@@ -315,3 +315,18 @@ def test_a_planted_bug_is_noticed():
         (codes, scales - torch.tensor([0.0, 8.0]) * scales[..., :1]),  # the minimum instead of the value of code 8
     ):
         assert error(QuantizedLinear(64, 64, 4, 32).set_codes(broken[0], broken[1].bfloat16())(x), reference) > 0.1
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@torch.no_grad()
+def test_scales_put_in_place_are_read_at_once(bits):
+    parts = [QuantizedLinear(64, 64, bits, 32 if bits == 4 else 0) for _ in range(2)]
+    for part in parts:
+        part.set_weight(torch.randn(64, 64))
+    pack(parts)
+    x = torch.randn(1, 3, 64)
+    before = project(x, parts)[0]
+    parts[0].scales = parts[0].scales * 2
+    after = project(x, parts)[0]
+    assert torch.equal(after, parts[0](x))
+    assert not torch.allclose(after, before)

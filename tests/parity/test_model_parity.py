@@ -110,6 +110,36 @@ def test_cached_chunks(kind, ids):
     assert cache.length == 17
 
 
+PACKED = {
+    "two texts": [[0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 1, 2, 3, 4, 5, 6, 7]],
+    "three texts, then two": [[0, 1, 2, 0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5, 6, 7], [*range(10), *range(7)]],
+    "a gap": [[0, 1, 2, 3, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21]],
+    "one text": [list(range(5, 22))],
+}
+
+
+@pytest.mark.parametrize("positions", PACKED.values(), ids=PACKED.keys())
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
+@torch.no_grad()
+def test_texts_packed_in_one_row(implementation, positions, ids):
+    ours, theirs = pair("gqa", implementation)
+    theirs.set_attn_implementation("sdpa")
+    positions = torch.tensor(positions).expand(2, -1)
+    for cached in (False, True):
+        options = dict(position_ids=positions, use_cache=cached, labels=ids)
+        mine, reference = ours(ids, **options), theirs(ids, **options)
+        close(mine.logits, reference.logits, f"logits, use_cache={cached}")
+        close(mine.loss, reference.loss, f"loss, use_cache={cached}")
+
+
+@torch.no_grad()
+def test_a_loss_over_accumulated_batches(ids):
+    ours, theirs = pair("gqa")
+    close(
+        ours(ids, labels=ids, num_items_in_batch=50).loss, theirs(ids, labels=ids, num_items_in_batch=50).loss, "loss"
+    )
+
+
 @torch.no_grad()
 def test_loss_and_kept_logits(ids):
     ours, theirs = pair("gqa", "sdpa")

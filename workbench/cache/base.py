@@ -81,7 +81,9 @@ class CacheStore:
         return torch.arange(length + new)
 
     def keys(self, layer: int) -> Float[Tensor, "batch kv_head slot d_head"]:
-        """The stored keys of a layer, after RoPE. A view: the next `update` may write behind it, never into it."""
+        """The stored keys of a layer, after RoPE. A view: `update` writes behind it, and into it
+        only after `crop` or `reset`.
+        """
         return self._keys[layer][:, :, : self._lengths[layer]]
 
     def values(self, layer: int) -> Float[Tensor, "batch kv_head slot d_head"]:
@@ -91,11 +93,14 @@ class CacheStore:
     def crop(self, length: int) -> None:
         """Forgets every position from `length` on; layers that are shorter stay as they are.
 
+        A negative length counts from the end: `crop(-2)` forgets the last two positions.
+
         Raises:
-            ValueError: if `length` is negative.
+            ValueError: if there are not so many positions.
         """
-        if length < 0:
-            raise ValueError(f"crop({length}): the length to keep must be 0 or more.")
+        if length < -self.length:
+            raise ValueError(f"crop({length}): the cache holds {self.length} positions only.")
+        length = length + self.length if length < 0 else length
         self._lengths = [min(length, kept) for kept in self._lengths]
 
     def reorder(self, rows: Int[Tensor, " batch"]) -> None:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from workbench.config.checks import ConfigError, shown
+from workbench.config.checks import ConfigError, refuse, shown
 from workbench.config.rope import rope_of_any_age
 
 OUTPUTS = ("output_hidden_states", "output_attentions", "return_dict")
@@ -61,6 +61,10 @@ def with_older_spellings(init: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(init)
     def accept(self: Any, *arguments: Any, **values: Any) -> None:
+        values.pop("transformers_version", None)
+        kind = values.pop("model_type", "llama")
+        if kind != "llama":
+            refuse("model_type", kind, "only 'llama' models can be computed here.")
         older = {name: values.pop(name, None) for name in ("rope_theta", "rope_scaling", "torch_dtype")}
         if older["rope_theta"] is not None or older["rope_scaling"] is not None:
             given = {name: value for name, value in {**values, **older}.items() if value is not None}

@@ -7,7 +7,7 @@ import difflib
 import json
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -288,11 +288,13 @@ class GenerationConfig:
 OPTIONS = tuple(field.name for field in dataclasses.fields(GenerationConfig))
 
 
-def check_names(options: Iterable[str], where: str, others: Iterable[str] = ()) -> None:
+def check_names(options: Mapping[str, Any], where: str, others: Iterable[str] = ()) -> None:
     """Raises `TypeError` for names that are no options; `others` are what `where` takes besides them."""
     known = (*OPTIONS, *others)
     for name in options:
         if name in UNSUPPORTED:
+            if options[name] is None or options[name] in UNSUPPORTED[name]:
+                continue  # the value that changes nothing
             raise TypeError(f"{name} is an option of transformers that {where} does not have here. Leave it out.")
         if name not in known and name not in METADATA:
             alike = difflib.get_close_matches(name, known, n=3)

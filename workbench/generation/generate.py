@@ -14,7 +14,7 @@ from torch import Tensor
 
 from workbench.cache import KVCache, make_cache
 from workbench.generation.beams import BeamOptions, beam_search
-from workbench.generation.config import DEFAULT_NEW_TOKENS, GenerationConfig, check_names
+from workbench.generation.config import DEFAULT_NEW_TOKENS, UNSUPPORTED, GenerationConfig, check_names
 from workbench.generation.loop import Kept, Task, choose_and_read
 from workbench.generation.outputs import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 from workbench.generation.prompts import Prompts, find_prompts
@@ -109,6 +109,7 @@ class _Call:
 
     def __init__(self, model: Any, given: GenerationConfig | None, options: dict[str, Any]) -> None:
         check_names(options, "generate", ARGUMENTS)
+        options = {name: value for name, value in options.items() if name not in UNSUPPORTED}  # they change nothing
         if given is not None and not isinstance(given, GenerationConfig):
             raise TypeError(f"generation_config is a {type(given).__name__}; a GenerationConfig is needed.")
         self.model = model

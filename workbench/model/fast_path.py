@@ -28,6 +28,9 @@ from workbench.model.mask import Mask
 from workbench.model.norm import rms_norm
 from workbench.model.rope import Rope, apply_rope
 
+Structure = dict[type, Any]
+SETTINGS = ("variance_epsilon", "scaling", "act_fn", "layer_idx", "head_dim")
+
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
@@ -41,6 +44,9 @@ class Layer:
     activation: Callable[[Tensor], Tensor]
     attention_gain: Float[Tensor, " d_model"]
     mlp_gain: Float[Tensor, " d_model"]
+    attention_eps: float
+    mlp_eps: float
+    scaling: float
 
 
 def run_layer(
@@ -53,29 +59,44 @@ def run_layer(
 ) -> Float[Tensor, "batch pos d_model"]:
     """What `LlamaDecoderLayer.forward` computes."""
     batch, length, _ = x.shape
-    heads, width, eps = config.num_attention_heads, config.d_head, config.rms_norm_eps
-    rotated_heads = heads + config.kv_heads
-    projected = layer.query_key_value(rms_norm(x, layer.attention_gain, eps)).view(batch, length, -1, width)
+    heads, rotated_heads = config.num_attention_heads, config.num_attention_heads + config.kv_heads
+    normed = rms_norm(x, layer.attention_gain, layer.attention_eps)
+    projected = layer.query_key_value(normed).view(batch, length, -1, config.d_head)
     rotated = apply_rope(projected[:, :, :rotated_heads], *rope).transpose(1, 2)
     q, k = rotated[:, :heads], rotated[:, heads:]  # (batch, q_head, pos, d_head), (batch, kv_head, pos, d_head)
     v = projected[:, :, rotated_heads:].transpose(1, 2)
     if cache is not None:
         k, v = cache.update(layer.index, k, v)
-    z = fused_attention(config.attn_implementation, q, k, v, mask, width**-0.5)
+    z = fused_attention(config.attn_implementation, q, k, v, mask, layer.scaling)
     # Sums and products go into the new tensor: a large one costs a page fault every 4 kB.
     x = layer.output(z.transpose(1, 2).reshape(batch, length, -1)).add_(x)
-    gate, up = layer.gate_up(rms_norm(x, layer.mlp_gain, eps)).chunk(2, -1)
+    gate, up = layer.gate_up(rms_norm(x, layer.mlp_gain, layer.mlp_eps)).chunk(2, -1)
     return layer.down(layer.activation(gate).mul_(up)).add_(x)
 
 
-def fast_layers(model: Any, structure: frozenset[type]) -> list[Layer] | None:
+def forwards(*kinds: type) -> Structure:
+    """These types of modules with the forward that each has now: whoever puts another one in its place is heard."""
+    return {kind: vars(kind)["forward"] for kind in kinds}
+
+
+def forget(model: nn.Module) -> None:
+    """Lets go of the weights of a model."""
+    _MADE.pop(model, None)
+
+
+def fast_layers(model: Any, structure: Structure, device: torch.device) -> list[Layer] | None:
     """The layers of a `LlamaModel` as plain functions, or `None` if this forward has to call the modules.
 
     Args:
         model: the model.
         structure: the types of modules, besides the projections, whose forward is what `run_layer` computes.
+        device: where the forward begins.
     """
     if torch.is_grad_enabled() or model.training or model.config.attn_implementation == "eager":
+        return None
+    if torch.is_autocast_enabled(device.type):
+        return None
+    if any(vars(kind)["forward"] is not forward for kind, forward in structure.items()):
         return None
     if torch.compiler.is_compiling() or _has_any_global_hook():  # type: ignore[no-untyped-call]
         return None
@@ -88,7 +109,7 @@ def fast_layers(model: Any, structure: frozenset[type]) -> list[Layer] | None:
 class _FastLayers:
     """All layers as plain functions, and what has to stay as it is for them to be right."""
 
-    def __init__(self, layers: nn.ModuleList, structure: frozenset[type]) -> None:
+    def __init__(self, layers: nn.ModuleList, structure: Structure) -> None:
         parts = list(layers.modules())
         self.source = layers
         self.attributes = [vars(part) for part in parts]
@@ -99,6 +120,7 @@ class _FastLayers:
         self.weights = list(_values(self.tables))
         self.tensors = [weight for weight in self.weights if weight is not None]
         self.addresses = list(map(Tensor.data_ptr, self.tensors))
+        self.settings = [(table, name, table[name]) for table in self.attributes for name in SETTINGS if name in table]
         self.layers = _functions(layers, structure)
 
     def holds(self) -> bool:
@@ -107,6 +129,7 @@ class _FastLayers:
             _same(_values(self.children), self.child)
             and _same(_values(self.tables), self.weights)
             and list(map(Tensor.data_ptr, self.tensors)) == self.addresses
+            and all(table.get(name) is value for table, name, value in self.settings)
         )
 
     def unwatched(self) -> bool:
@@ -117,11 +140,11 @@ class _FastLayers:
 _MADE: weakref.WeakKeyDictionary[nn.Module, _FastLayers] = weakref.WeakKeyDictionary()
 
 
-def _functions(layers: nn.ModuleList, structure: frozenset[type]) -> list[Layer] | None:
+def _functions(layers: nn.ModuleList, structure: Structure) -> list[Layer] | None:
     made, projections = [], []
     for layer in layers:
         parts: Any = layer
-        if not structure.issuperset(map(type, (parts, *parts.children()))):
+        if not structure.keys() >= set(map(type, (parts, *parts.children()))):
             return None
         attention, mlp = parts.self_attn, parts.mlp
         groups = (
@@ -134,9 +157,12 @@ def _functions(layers: nn.ModuleList, structure: frozenset[type]) -> list[Layer]
         if None in products:
             return None
         projections += [id(part) for group in groups for linear in group for part in linear.modules()]
-        gains = parts.input_layernorm.weight.detach(), parts.post_attention_layernorm.weight.detach()
-        made.append(Layer(attention.layer_idx, *products, mlp.act_fn, *gains))  # type: ignore[call-arg,arg-type]
-    strange = [part for part in layers.modules() if type(part) not in structure and id(part) not in projections]
+        norms = parts.input_layernorm, parts.post_attention_layernorm
+        gains = [norm.weight.detach() for norm in norms]
+        numbers = *(norm.variance_epsilon for norm in norms), attention.scaling
+        made.append(Layer(attention.layer_idx, *products, mlp.act_fn, *gains, *numbers))  # type: ignore[call-arg,arg-type]
+    known = {*projections, id(layers)}
+    strange = [part for part in layers.modules() if type(part) not in structure and id(part) not in known]
     return None if strange else made
 
 

@@ -53,12 +53,15 @@ class LlamaForCausalLM(LlamaPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
+        num_items_in_batch: int | Tensor | None = None,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """As `LlamaModel.forward`, and the logits (unnormalised log-probabilities, in nats) of each next token.
 
         Args:
             labels: the tokens themselves; position t is scored on label t + 1, −100 is left out.
             logits_to_keep: the number of last positions to compute logits for (0: all), or their indices.
+            num_items_in_batch: what the summed loss is divided by, instead of the number of labels that count: all
+                labels of the batches whose gradients are accumulated.
         """
         check_logits_to_keep(logits_to_keep)
         out = self.model(
@@ -77,7 +80,7 @@ class LlamaForCausalLM(LlamaPreTrainedModel):
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.hook_logits(self.lm_head(out.last_hidden_state[:, keep]))
         result = CausalLMOutputWithPast(
-            loss=None if labels is None else _causal_loss(logits, labels),
+            loss=None if labels is None else _causal_loss(logits, labels, num_items_in_batch),
             logits=logits,
             past_key_values=out.past_key_values,
             hidden_states=out.hidden_states,
@@ -100,8 +103,10 @@ class LlamaForCausalLM(LlamaPreTrainedModel):
         return compute_transition_scores(*arguments, **options)
 
 
-def _causal_loss(logits: Float[Tensor, "batch pos vocab"], labels: Int[Tensor, "batch pos"]) -> Float[Tensor, ""]:
-    """Mean cross-entropy, in nats, of each position's logits against the next label."""
+def _causal_loss(
+    logits: Float[Tensor, "batch pos vocab"], labels: Int[Tensor, "batch pos"], count: int | Tensor | None
+) -> Float[Tensor, ""]:
+    """Mean cross-entropy, in nats, of each position's logits against the next label; or its sum divided by `count`."""
     if not isinstance(labels, Tensor):
         raise TypeError(f"labels is a {type(labels).__name__}; a tensor of shape (batch, positions) is needed.")
     if logits.shape[:2] != labels.shape:
@@ -120,4 +125,7 @@ def _causal_loss(logits: Float[Tensor, "batch pos vocab"], labels: Int[Tensor, "
             f"labels holds {int(wrong[0])}; token ids lie in 0 … {logits.shape[-1] - 1}, or are {IGNORED_LABEL} where "
             "no loss is wanted."
         )
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED_LABEL)
+    predictions = logits[:, :-1].flatten(0, 1).float()
+    reduction = "mean" if count is None else "sum"
+    loss = F.cross_entropy(predictions, targets.flatten(), ignore_index=IGNORED_LABEL, reduction=reduction)
+    return loss if count is None else loss / count

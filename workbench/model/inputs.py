@@ -62,7 +62,7 @@ def check_positions(position_ids: Any, q_pos: Int[Tensor, " pos"], batch: int) -
 
     Raises:
         TypeError: if it is no tensor.
-        ValueError: for another shape or dtype, or negative positions.
+        ValueError: for another shape or dtype.
     """
     if position_ids is None:
         return q_pos[None]

@@ -90,9 +90,14 @@ class Packed(nn.Module):
         pack([getattr(self, name) for name in self.packed])
 
     def _apply(self, fn: Any, recurse: bool = True) -> Packed:  # .to(), .half(), .cuda()
+        before = self._places()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.pack()
+        if self._places() != before:
+            self.pack()
         return self
+
+    def _places(self) -> list[tuple[int, torch.dtype, torch.device]]:
+        return [(p.data_ptr(), p.dtype, p.device) for p in self.parameters()]
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # copy.deepcopy, pickle
         super().__setstate__(state)  # type: ignore[no-untyped-call]

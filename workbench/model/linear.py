@@ -49,6 +49,8 @@ def only_numbers(x: Tensor) -> bool:
         x.is_cpu
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch._C._len_torch_dispatch_stack()
         and torch._C._functorch.peek_interpreter_stack() is None
     )
 

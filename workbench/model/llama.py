@@ -19,12 +19,12 @@ from torch.utils.checkpoint import checkpoint
 from workbench.cache import DynamicCache, KVCache
 from workbench.config import LlamaConfig
 from workbench.model.attention import attention_pattern, attention_scores, fused_attention, mix_values
-from workbench.model.fast_path import fast_layers, run_layer
+from workbench.model.fast_path import fast_layers, forget, forwards, run_layer
 from workbench.model.hook_point import HookPoint
 from workbench.model.inputs import check_cache, check_embeddings, check_positions, check_token_ids
 from workbench.model.joined import Packed, project
 from workbench.model.linear import Linear
-from workbench.model.mask import Mask, build_mask
+from workbench.model.mask import Mask, build_mask, documents
 from workbench.model.norm import LlamaRMSNorm
 from workbench.model.outputs import BaseModelOutputWithPast
 from workbench.model.pretrained import LlamaPreTrainedModel, initialise
@@ -134,18 +134,21 @@ class LlamaDecoderLayer(nn.Module):
         rope: Rope,
         mask: Mask,
         cache: KVCache | None = None,
-        output_attentions: bool = False,
-    ) -> tuple[Float[Tensor, "batch pos d_model"], Float[Tensor, "batch q_head pos k_pos"] | None]:
-        """The residual stream after this layer, and the attention pattern if it was asked for."""
+        patterns: list[Float[Tensor, "batch q_head pos k_pos"]] | None = None,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream after this layer; its attention pattern is added to `patterns`, if that is a list."""
         x = self.hook_resid_pre(x)
-        attn_out, pattern = self.self_attn(self.input_layernorm(x), rope, mask, cache, output_attentions)
+        attn_out, pattern = self.self_attn(self.input_layernorm(x), rope, mask, cache, patterns is not None)
+        if patterns is not None:
+            patterns.append(pattern)
         x = self.hook_resid_mid(x + self.hook_attn_out(attn_out))
         mlp_out = self.hook_mlp_out(self.mlp(self.post_attention_layernorm(x)))
-        return self.hook_resid_post(x + mlp_out), pattern
+        after: Tensor = self.hook_resid_post(x + mlp_out)
+        return after
 
 
-# The modules that `fast_layers` knows by heart, besides the projections.
-STRUCTURE = frozenset({nn.ModuleList, LlamaDecoderLayer, LlamaAttention, LlamaMLP, LlamaRMSNorm, HookPoint})
+# The modules that `fast_layers` knows by heart.
+STRUCTURE = forwards(LlamaDecoderLayer, LlamaAttention, LlamaMLP, LlamaRMSNorm, Linear, HookPoint)
 
 
 class LlamaModel(LlamaPreTrainedModel):
@@ -199,7 +202,9 @@ class LlamaModel(LlamaPreTrainedModel):
         Args:
             input_ids: new tokens; or `inputs_embeds`, their embeddings. Exactly one of them.
             attention_mask: (batch, cached + new positions) with 0 at padding, or a 4-D mask (see `build_mask`).
-            position_ids: rotary position of each new token; by default they count on from the cache's length.
+            position_ids: rotary position of each new token; by default they count on from the cache's length. Without a
+                mask and a cache, positions that do not count on begin another document, which sees only itself: so
+                several texts are packed in one row.
             past_key_values: a cache, extended in place; after an exception in a layer it is as it was before.
             use_cache: whether to make one if none is given; default `config.use_cache`.
             output_hidden_states: keep the embedding and each layer's output; default the config's.
@@ -215,10 +220,11 @@ class LlamaModel(LlamaPreTrainedModel):
         x = self.hook_embed(self._embed(input_ids, inputs_embeds))
         batch, length, _ = x.shape
         past_key_values = self._cache(past_key_values, use_cache)
+        positions = position_ids if attention_mask is None and past_key_values is None else None
         start = past_key_values.length if past_key_values is not None else 0
         q_pos = torch.arange(start, start + length)
         k_pos = past_key_values.positions(0, length) if past_key_values is not None else q_pos
-        mask = build_mask(attention_mask, q_pos, k_pos, batch, self.config.num_attention_heads)
+        mask = build_mask(attention_mask, q_pos, k_pos, batch, self.config.num_attention_heads, documents(positions))
         rope = signed(*self.rotary_emb(x, check_positions(position_ids, q_pos, batch).to(x.device)))
         try:
             out = self._layers(
@@ -238,24 +244,25 @@ class LlamaModel(LlamaPreTrainedModel):
     def _layers(
         self, x: Tensor, rope: Rope, mask: Mask, cache: KVCache | None, keep_states: bool, keep_patterns: bool
     ) -> BaseModelOutputWithPast:
-        hidden_states, attentions = [], []
-        fast = None if keep_patterns else fast_layers(self, STRUCTURE)
-        for index, layer in enumerate(self.layers):
+        hidden_states: list[Tensor] = []
+        patterns: list[Tensor] | None = [] if keep_patterns else None
+        fast = None if keep_patterns else fast_layers(self, STRUCTURE, x.device)
+        for index, layer in zip(range(self.config.num_hidden_layers), self.layers, strict=False):
             if keep_states:
                 hidden_states.append(x)
             if fast:
-                x, pattern = run_layer(fast[index], x, rope, mask, cache, self.config), None
+                x = run_layer(fast[index], x, rope, mask, cache, self.config)
             elif self.gradient_checkpointing and self.training:
-                x, pattern = checkpoint(layer, x, rope, mask, None, keep_patterns, **self.gradient_checkpointing)
+                x = checkpoint(layer, x, rope, mask, None, patterns, **self.gradient_checkpointing)
             else:
-                x, pattern = layer(x, rope, mask, cache, keep_patterns)
-            attentions.append(pattern)
+                x = layer(x, rope, mask, cache, patterns)
+        attentions = None if patterns is None else tuple(patterns)  # before gradients run checkpointed layers again
         x = self.norm(x)
         return BaseModelOutputWithPast(
             last_hidden_state=x,
             past_key_values=cache,
             hidden_states=(*hidden_states, x) if keep_states else None,
-            attentions=tuple(attentions) if keep_patterns else None,  # type: ignore[arg-type]
+            attentions=attentions,
         )
 
     def _cache(self, given: KVCache | None, use_cache: bool | None) -> KVCache | None:
@@ -278,5 +285,16 @@ class LlamaModel(LlamaPreTrainedModel):
         if inputs_embeds is not None:
             return check_embeddings(inputs_embeds, self.config.hidden_size)
         assert input_ids is not None
-        embedded: Tensor = self.embed_tokens(check_token_ids(input_ids, self.config.vocab_size))
+        known = getattr(self.embed_tokens, "num_embeddings", self.config.vocab_size)
+        embedded: Tensor = self.embed_tokens(check_token_ids(input_ids, known))
         return embedded
+
+    def train(self, mode: bool = True) -> LlamaModel:
+        """Training or evaluation mode."""
+        forget(self)
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> LlamaModel:  # .to(), .half(): the old weights go
+        forget(self)
+        super()._apply(fn, recurse)
+        return self

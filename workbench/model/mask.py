@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
@@ -125,8 +126,29 @@ def _tile(rule: Rule, q_pos: Tensor, k_pos: Tensor, q: slice, k: slice) -> Tenso
     return allowed[:, q, k] if rule.name == "custom" else allowed
 
 
+def document(numbers: Int[Tensor, "batch pos"]) -> Rule:
+    """A query sees its own document only; `numbers` says which document each position is in."""
+    return Rule("document", "D", lambda q, k: numbers[:, q[:, 0]][:, :, None] == numbers[:, k[0]][:, None, :])
+
+
+def documents(position_ids: Int[Tensor, "batch pos"] | None) -> Int[Tensor, "batch pos"] | None:
+    """Number of the document that each position is in, where positions that do not count on begin another one.
+
+    `None` if there is one document only.
+    """
+    if position_ids is None or not isinstance(position_ids, Tensor) or position_ids.dim() != 2:
+        return None
+    numbers = (position_ids.diff(dim=1) != 1).cumsum(1).cpu()
+    return F.pad(numbers, (1, 0)) if bool((numbers > 0).any()) else None
+
+
 def build_mask(
-    attention_mask: Tensor | None, q_pos: Int[Tensor, " q"], k_pos: Int[Tensor, " k"], batch: int, heads: int
+    attention_mask: Tensor | None,
+    q_pos: Int[Tensor, " q"],
+    k_pos: Int[Tensor, " k"],
+    batch: int,
+    heads: int,
+    in_documents: Int[Tensor, "batch pos"] | None = None,
 ) -> Mask:
     """The mask of one forward.
 
@@ -137,12 +159,15 @@ def build_mask(
         q_pos, k_pos: as in `Mask`.
         batch: number of rows.
         heads: number of query heads.
+        in_documents: the document each position is in, if there are several.
 
     Raises:
         TypeError: if it is no tensor.
         ValueError: for another rank, size, number of heads or dtype.
     """
     rules = [causal()] if bool((k_pos >= 0).all()) else [causal(), empty_slot()]
+    if in_documents is not None:
+        rules.append(document(in_documents))
     if attention_mask is None:
         return Mask(rules, q_pos, k_pos)
     if not isinstance(attention_mask, Tensor):

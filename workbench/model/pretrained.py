@@ -26,6 +26,7 @@ class LlamaPreTrainedModel(nn.Module):
     """
 
     config_class = LlamaConfig
+    main_input_name = "input_ids"
     base_model_prefix = "model"
 
     def __init__(self, config: LlamaConfig) -> None:
@@ -73,6 +74,19 @@ class LlamaPreTrainedModel(nn.Module):
     def dtype(self) -> torch.dtype:
         """The data type of the first floating-point weight."""
         return next(p.dtype for p in self.parameters() if p.is_floating_point())
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens the embedding knows."""
+        return self.config.vocab_size
+
+    def can_generate(self) -> bool:
+        """Whether the model has `generate`."""
+        return hasattr(self, "generate")
+
+    def get_decoder(self) -> nn.Module:
+        """The `LlamaModel` inside, or the model itself."""
+        return self.base_model
 
     @property
     def base_model(self) -> nn.Module:

@@ -260,11 +260,15 @@ def _common(linears: Sequence[QuantizedLinear]) -> Joined | None:
     joined = first._joined
     if joined is None or len(joined.sizes) != len(linears):
         return None
-    start = joined.codes.data_ptr()
+    start, row = joined.codes.data_ptr(), 0
+    rows = joined.scales.dim() - (2 if first.bits == 4 else 1)  # the axis of the rows
     for linear in linears:
+        scales = joined.scales.narrow(rows, row, linear.out_features)
         if linear._joined is not joined or linear.codes.data_ptr() != start:
             return None
-        start += linear.codes.nbytes
+        if linear.scales.data_ptr() != scales.data_ptr():
+            return None
+        start, row = start + linear.codes.nbytes, row + linear.out_features
     return joined
 
 
