@@ -116,6 +116,13 @@ class LlamaAttention(Packed):
         return out, pattern if output_attentions else None
 
 
+class Patterns:
+    """Where layers leave their attention patterns. No list, because accelerate hands copies of lists to a layer."""
+
+    def __init__(self) -> None:
+        self.taken: list[Float[Tensor, "batch q_head pos k_pos"]] = []
+
+
 class LlamaDecoderLayer(nn.Module):
     """Attention and MLP, each reading the normed residual stream and adding to it."""
 
@@ -134,13 +141,13 @@ class LlamaDecoderLayer(nn.Module):
         rope: Rope,
         mask: Mask,
         cache: KVCache | None = None,
-        patterns: list[Float[Tensor, "batch q_head pos k_pos"]] | None = None,
+        patterns: Patterns | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
-        """The residual stream after this layer; its attention pattern is added to `patterns`, if that is a list."""
+        """The residual stream after this layer; its attention pattern goes to `patterns`, if there is one."""
         x = self.hook_resid_pre(x)
         attn_out, pattern = self.self_attn(self.input_layernorm(x), rope, mask, cache, patterns is not None)
         if patterns is not None:
-            patterns.append(pattern)
+            patterns.taken.append(pattern)
         x = self.hook_resid_mid(x + self.hook_attn_out(attn_out))
         mlp_out = self.hook_mlp_out(self.mlp(self.post_attention_layernorm(x)))
         after: Tensor = self.hook_resid_post(x + mlp_out)
@@ -245,7 +252,7 @@ class LlamaModel(LlamaPreTrainedModel):
         self, x: Tensor, rope: Rope, mask: Mask, cache: KVCache | None, keep_states: bool, keep_patterns: bool
     ) -> BaseModelOutputWithPast:
         hidden_states: list[Tensor] = []
-        patterns: list[Tensor] | None = [] if keep_patterns else None
+        patterns = Patterns() if keep_patterns else None
         fast = None if keep_patterns else fast_layers(self, STRUCTURE, x.device)
         for index, layer in zip(range(self.config.num_hidden_layers), self.layers, strict=False):
             if keep_states:
@@ -256,7 +263,9 @@ class LlamaModel(LlamaPreTrainedModel):
                 x = checkpoint(layer, x, rope, mask, None, patterns, **self.gradient_checkpointing)
             else:
                 x = layer(x, rope, mask, cache, patterns)
-        attentions = None if patterns is None else tuple(patterns)  # before gradients run checkpointed layers again
+        attentions = (
+            None if patterns is None else tuple(patterns.taken)
+        )  # before gradients run checkpointed layers again
         x = self.norm(x)
         return BaseModelOutputWithPast(
             last_hidden_state=x,
