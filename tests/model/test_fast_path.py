@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.conftest import tiny_model
 from workbench.cache import DynamicCache
+from workbench.instrument import POINTS, resolve
 from workbench.model import fast_path, llama
 from workbench.model.linear import Linear
 
@@ -28,9 +29,18 @@ CONFIGS = {
 @pytest.fixture
 def taken(monkeypatch):
     """One entry for each layer that ran without modules."""
-    layers = []
-    real = llama.run_layer
-    monkeypatch.setattr(llama, "run_layer", lambda *a: layers.append(1) or real(*a))
+    return counted(monkeypatch, "run_layer")
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """One entry for each layer that called hook points alone."""
+    return counted(monkeypatch, "run_watched_layer")
+
+
+def counted(monkeypatch, name):
+    layers, real = [], getattr(fast_path, name)
+    monkeypatch.setattr(fast_path, name, lambda *a: layers.append(1) or real(*a))
     return layers
 
 
@@ -75,9 +85,8 @@ def in_bfloat16(model):
 
 NOT_TAKEN = {
     "a hook on a layer": lambda m: m.model.layers[1].register_forward_hook(lambda *a: None),
-    "a hook on a norm": lambda m: m.model.layers[0].input_layernorm.register_forward_hook(lambda *a: None),
+    "a hook on attention": lambda m: m.model.layers[0].self_attn.register_forward_hook(lambda *a: None),
     "a pre-hook on a projection": lambda m: m.model.layers[2].mlp.up_proj.register_forward_pre_hook(lambda *a: None),
-    "a hook on a hook point": lambda m: m.model.layers[0].self_attn.hook_z.register_forward_hook(lambda *a: None),
     "a forward put over one": lambda m: setattr(m.model.layers[0].mlp, "forward", lambda x: x * 0),
     "another module": lambda m: setattr(m.model.layers[0], "mlp", nn.Identity()),
     "a wrapped layer": lambda m: m.model.layers.insert(0, type("Mine", (llama.LlamaDecoderLayer,), {})(m.config, 0)),
@@ -102,6 +111,80 @@ def test_what_the_modules_mean_more_by_goes_to_the_modules(change, warm, taken, 
     actual = model(IDS).logits
     assert taken == []
     assert torch.equal(actual, by_modules(monkeypatch, lambda: model(IDS).logits))
+
+
+WATCHED = [name for name, point in POINTS.items() if point.per_layer]
+
+
+@pytest.mark.parametrize(("kind", "changes"), CONFIGS.values(), ids=CONFIGS.keys())
+@pytest.mark.parametrize("mask", [None, PADDED], ids=["plain", "padded"])
+@pytest.mark.parametrize("cached", [False, True], ids=["no cache", "cache"])
+@torch.no_grad()
+def test_a_layer_whose_points_are_hooked_shows_the_tensors_of_the_modules(
+    kind, changes, mask, cached, watched, taken, monkeypatch
+):
+    model = tiny_model(kind, **changes)
+
+    def run():
+        shown, cache = {}, DynamicCache() if cached else None
+        items = resolve(model, WATCHED, layers=[1])
+        handles = []
+        for item in items:
+
+            def see(module, args, out, name=item.point.name):
+                shown[name] = out
+
+            handles.append(item.module.register_forward_hook(see))
+        out = model(IDS, attention_mask=mask, past_key_values=cache, use_cache=cached)
+        for handle in handles:
+            handle.remove()
+        return {**shown, "mask": shown["mask"].allowed(), "logits": out.logits}
+
+    expected = by_modules(monkeypatch, run)
+    assert (taken, watched) == ([], [])
+    actual = run()
+    assert (len(taken), len(watched)) == (2, 1), "the other layers have nobody to show anything to"
+    assert actual.keys() == expected.keys() == {*WATCHED, "logits"}
+    for name in expected:
+        assert torch.equal(actual[name], expected[name]), name
+
+
+@pytest.mark.parametrize("name", WATCHED)
+@torch.no_grad()
+def test_every_point_alone_sends_its_layer_to_the_watched_path_and_is_called_once(name, watched, taken):
+    model, calls = tiny_model(), []
+    module = resolve(model, [name], layers=[2])[0].module
+    handle = module.register_forward_pre_hook(lambda *a: calls.append(1))
+    model(IDS)
+    assert (len(taken), len(watched), len(calls)) == (2, 1, 1)
+    handle.remove()
+    model(IDS)
+    assert (len(taken), len(watched), len(calls)) == (5, 1, 1)
+
+
+@torch.no_grad()
+def test_what_a_hook_was_shown_is_never_changed_in_place():
+    model, shown = tiny_model(), []
+    for item in resolve(model, [name for name in WATCHED if name != "mask"]):
+        item.module.register_forward_hook(lambda module, args, out: shown.append((out, out.clone())))
+    model(IDS)
+    assert len(shown) == 3 * (len(WATCHED) - 1)
+    assert all(torch.equal(kept, copy) for kept, copy in shown)
+
+
+@torch.no_grad()
+def test_what_a_hook_returns_goes_on(watched):
+    model = tiny_model()
+    plain = model(IDS).logits
+    for name in WATCHED:
+        if name in ("mask", "scores"):
+            continue
+        module = resolve(model, [name], layers=[1])[0].module
+        handle = module.register_forward_hook(lambda module, args, out: out * 1.5)
+        assert not torch.allclose(model(IDS).logits, plain), name
+        handle.remove()
+    assert len(watched) == len(WATCHED) - 2
+    assert torch.equal(model(IDS).logits, plain)
 
 
 CHANGES = {

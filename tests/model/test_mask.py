@@ -71,7 +71,7 @@ def test_empty_slots_and_slots_in_any_order_go_by_their_position():
     keep = [[0, 0, 0, 1, 1, 1], [1, 1, 1, 0, 1, 1]]
     check_against_oracle(build_mask(None, q, k, 2, 4), 2, lambda row: oracle(q.tolist(), k.tolist(), row))
     both = build_mask(torch.tensor(keep), q, k, 2, 4)
-    # An empty slot has no token: its padding bit is position 0's, whatever that is, and it stays forbidden.
+    # An empty slot has no token, so it is no padding either, and it stays forbidden.
     check_against_oracle(both, 2, lambda row: oracle(q.tolist(), k.tolist(), row, keep=keep))
     assert not both.allowed()[:, :, k < 0].any()
 

@@ -9,6 +9,9 @@ import numpy.typing as npt
 import torch
 
 from workbench.model.mask import Mask
+from workbench.model.mask_rules import MOST_RULES
+
+OWN = ("custom", "X")  # name and letter of the caller's own mask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,12 +21,13 @@ class AppliedMask:
     Attributes:
         reasons: (batch or 1, q, k); bit i is set where `rules[i]` forbids the cell, 0 may attend. One row where all
             texts of a batch have the same mask.
-        rules: name and letter of each rule.
+        rules: name and letter of each rule. The bit of `sink` is never set: it lifts what `window` forbids.
         q_pos, k_pos: position of each query and key shown; −1 for a cache slot without a token.
         queries, keys: how many the mask has in all.
         differs_by_head: some heads are forbidden cells that others are not; `reasons` forbids what all of them are
             forbidden, unless a head was chosen.
         biased: the mask also adds finite numbers to the scores.
+        described: each rule with its parameters, such as `window(n=64)`; of tensors the shape.
     """
 
     reasons: npt.NDArray[np.uint8]
@@ -34,6 +38,7 @@ class AppliedMask:
     keys: int
     differs_by_head: bool = False
     biased: bool = False
+    described: tuple[str, ...] = ()
 
     @property
     def cut(self) -> bool:
@@ -46,9 +51,13 @@ def applied_mask(mask: Mask, most: int, head: int | None = None) -> AppliedMask:
 
     Args:
         head: what this query head may attend to, where an additive mask has one for each head.
+
+    Raises:
+        ValueError: for a mask of 8 rules whose heads differ, if a head is asked for: there is no bit left.
     """
     part = slice(0, most)
     reasons = mask.reasons(part, part)
+    rules = [(rule.name, rule.letter) for rule in mask.rules]
     differs = biased = False
     if mask.extra is not None:
         extra = mask.extra[:, :, part, part]
@@ -56,16 +65,22 @@ def applied_mask(mask: Mask, most: int, head: int | None = None) -> AppliedMask:
         differs = bool((forbidden != forbidden[:, :1]).any())
         biased = bool((extra[~forbidden] != 0).any())
         if head is not None:
-            bit = [rule.name for rule in mask.rules].index("custom")
+            if OWN not in rules:  # some heads had cells forbidden besides the rules
+                rules.append(OWN)
+            if len(rules) > MOST_RULES:
+                raise ValueError(
+                    f"this mask has {MOST_RULES} rules, and what it forbids to head {head} needs one more."
+                )
             mine = forbidden[:, head if forbidden.shape[1] > 1 else 0]
-            reasons = reasons | (mine.to(torch.uint8) << bit)
+            reasons = reasons | (mine.to(torch.uint8) << rules.index(OWN))
     return AppliedMask(
         reasons=reasons.numpy(),
-        rules=tuple((rule.name, rule.letter) for rule in mask.rules),
+        rules=tuple(rules),
         q_pos=mask.q_pos[part].numpy(),
         k_pos=mask.k_pos[part].numpy(),
         queries=len(mask.q_pos),
         keys=len(mask.k_pos),
         differs_by_head=differs and head is None,
         biased=biased,
+        described=tuple(map(repr, mask.rules)),
     )

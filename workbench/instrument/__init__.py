@@ -1,8 +1,26 @@
 """Looking into a running model. PyTorch forward hooks are registered in this package and nowhere else."""
 
-from workbench.instrument.activations import Activations
+from workbench.instrument.activations import Activations, Span
 from workbench.instrument.cancel import Cancelled, cancellable
 from workbench.instrument.capture import capture
-from workbench.instrument.points import POINTS, Point, resolve
+from workbench.instrument.names import resolve
+from workbench.instrument.planner import CaptureBudgetError, Plan, plan
+from workbench.instrument.points import POINTS, Located, Point
+from workbench.instrument.selfcheck import SelfCheck, selfcheck
 
-__all__ = ["POINTS", "Activations", "Cancelled", "Point", "cancellable", "capture", "resolve"]
+__all__ = [
+    "POINTS",
+    "Activations",
+    "Cancelled",
+    "CaptureBudgetError",
+    "Located",
+    "Plan",
+    "Point",
+    "SelfCheck",
+    "Span",
+    "cancellable",
+    "capture",
+    "plan",
+    "resolve",
+    "selfcheck",
+]

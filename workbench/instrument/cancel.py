@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from workbench.instrument.points import POINTS
 from workbench.model import LlamaForCausalLM, LlamaModel
 
 
@@ -39,7 +40,9 @@ def cancellable(
 
         return hook
 
-    handles = [layer.register_forward_pre_hook(check(i)) for i, layer in enumerate(base.layers)]
+    # On a hook point, so that layers stay on their fast path.
+    starts = [layer.get_submodule(POINTS["resid_pre"].path) for layer in base.layers]
+    handles = [start.register_forward_pre_hook(check(i)) for i, start in enumerate(starts)]
     try:
         yield
     finally:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
-import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
-from workbench.instrument.activations import Activations, Span
-from workbench.instrument.points import resolve
+from workbench.instrument.activations import Activations
+from workbench.instrument.choice import Choice
+from workbench.instrument.names import resolve
+from workbench.instrument.planner import to_bytes
+from workbench.instrument.recorder import Recorder
 from workbench.model import LlamaForCausalLM, LlamaModel
 
 
@@ -21,68 +21,51 @@ def capture(
     model: LlamaForCausalLM | LlamaModel,
     *points: str,
     layers: Iterable[int] | None = None,
+    positions: slice | Iterable[int] | None = None,
+    heads: Iterable[int] | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    gradients: bool = False,
+    derive: bool = True,
+    budget: int | str | None = None,
+    spill: str | Path | None = None,
 ) -> Iterator[Activations]:
     """Captures hook points of every forward of `model` inside the block.
 
-        with capture(model, "resid_post", "q_rot", "k_rot", layers=range(8)) as acts:
+        with capture(model, "resid_post", "q_rot", "k_rot", layers=range(8), positions=slice(-64, None)) as acts:
             model(ids)
-        acts["resid_post", 3]  # (batch, pos, d_model)
+        acts["resid_post", 3]  # (batch, 64, d_model)
 
-    Forwards that other threads run meanwhile are not captured. Capturing does not change the model's numbers, except
-    that `scores` or `pattern` make those layers compute attention explicitly, which rounds differently from the fused
-    kernel. The hooks are removed when the block ends, however it ends.
+    Forwards that other threads run meanwhile are not captured. Capturing does not change the model's numbers. Points
+    that follow from others that are captured too are not stored but computed when they are looked at, bit for bit (see
+    `recipes`); `scores` and `pattern` follow from queries, keys and mask, unless attention is eager or somebody edits
+    the forward: then they are stored as they were used. An edit whose block encloses this one is seen, one inside it
+    is not. The hooks are removed when the block ends, however it ends.
 
     Args:
-        points: names from `POINTS`, for all layers (`"q"`) or one (`"layers.3.q"`).
+        points: names from `POINTS`, for all layers (`"q"`), one (`"layers.3.q"`) or some (`"layers.2:6.q"`); patterns
+            (`"resid_*"`), and names of TransformerLens and transformers where they mean one of them.
         layers: restricts names without a layer.
+        positions: which positions of the text to keep; negative ones count from the end of each forward. Keys, though,
+            are kept of all positions where `q_rot` is captured with `k_rot`, because a query's softmax needs every key.
+        heads: which query heads to keep; of keys and values, the heads that these read.
         dtype, device: what to store as and where; default as computed.
+        gradients: keep the very tensors of the forward, so that gradients flow through them: `acts.grad(name)`. They
+            then are not detached and share the model's memory.
+        derive: False to store every point as it was computed, also those that follow from others.
+        budget: refuse forwards after which more than so many bytes would be held (`"500 MB"`, `"2 GiB"` or a number);
+            default, what is free in memory. See `plan`.
+        spill: a folder to put tensors into, instead of memory.
 
     Raises:
-        ValueError: for an unknown point or layer; nothing is hooked then.
+        ValueError: for an unknown point, layer or head, or choices that exclude each other; nothing is hooked then.
+        CaptureBudgetError: by a forward, before it runs, if it would not fit.
     """
     located = resolve(model, points, layers)
-    acts = Activations()
-    handles = []
+    choice = Choice.of(model, located, positions, heads, dtype, device, gradients, derive, spill)
+    recorder = Recorder(model, located, choice, Activations(), to_bytes(budget))
     try:
-        for item in located:
-            keep = _keeper(acts, item.full_name, dtype, device)
-            handles.append(item.module.register_forward_hook(keep))
-        base = model.model if isinstance(model, LlamaForCausalLM) else model
-        handles.append(base.register_forward_pre_hook(_span_keeper(acts, base), with_kwargs=True))
-        yield acts
+        recorder.attach()
+        yield recorder.acts
     finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _span_keeper(acts: Activations, base: LlamaModel) -> Callable[[nn.Module, Any, Any], None]:
-    thread, signature = threading.get_ident(), inspect.signature(base.forward)
-
-    def note(module: nn.Module, args: Any, kwargs: Any) -> None:
-        if threading.get_ident() != thread:
-            return
-        given = signature.bind_partial(*args, **kwargs).arguments
-        tokens = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
-        cache, mask = given.get("past_key_values"), given.get("attention_mask")
-        if tokens is not None and tokens.dim() >= 2:  # anything else is refused by the forward that begins here
-            masked = mask is not None and not (mask.dim() == 2 and bool(mask.all()))
-            acts.spans.append(Span(cache.length if cache is not None else 0, tokens.shape[1], masked))
-
-    return note
-
-
-def _keeper(
-    acts: Activations, name: str, dtype: torch.dtype | None, device: torch.device | str | None
-) -> Callable[[nn.Module, Any, Tensor], None]:
-    thread = threading.get_ident()
-
-    def keep(module: nn.Module, args: Any, output: Tensor) -> None:
-        if threading.get_ident() != thread:
-            return  # another thread's forward, such as the page's while a cell captures
-        # copy=True: a view of the model's own memory would change with a later in-place edit. Contiguous, so that a
-        # slice of a larger tensor does not keep the rest of it alive.
-        acts.append(name, output.detach().to(device, dtype, copy=True).contiguous())
-
-    return keep
+        recorder.detach()

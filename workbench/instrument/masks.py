@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from workbench.model import LlamaModel
-from workbench.model.mask import Mask
+from workbench.model.mask import Mask, Rule
 
 
 class _Seen(Exception):
@@ -22,7 +23,9 @@ class _Seen(Exception):
 
 @torch.no_grad()
 def mask_of_forward(
-    model: nn.Module, input_ids: Int[Tensor, "batch pos"], attention_mask: Tensor | None = None
+    model: nn.Module,
+    input_ids: Int[Tensor, "batch pos"],
+    attention_mask: Tensor | Sequence[Rule] | Mask | None = None,
 ) -> Mask:
     """Runs a forward and gives the mask that it hands to its first layer. A forward builds one for all layers.
 

@@ -29,13 +29,20 @@ def attention_scores(
     q: Float[Tensor, "batch q_head q d_head"], k: Float[Tensor, "batch kv_head k d_head"], mask: Mask, scale: float
 ) -> Float[Tensor, "batch q_head q k"]:
     """`q·k * scale`, −inf where the mask forbids: what goes into the softmax."""
-    batch, heads, length, width = q.shape
-    grouped = q.reshape(batch, k.shape[1], -1, width)  # (batch, kv_head, n_rep * q, d_head)
-    scores = (grouped @ k.transpose(2, 3)).view(batch, heads, length, -1) * scale
+    scores = dot_products(q, k, scale)
     if mask.allows_all:
         return scores
     dense = mask.dense(q.dtype, q.device)
     return scores.masked_fill(~dense, -torch.inf) if dense.dtype == torch.bool else scores + dense
+
+
+def dot_products(
+    q: Float[Tensor, "batch q_head q d_head"], k: Float[Tensor, "batch kv_head k d_head"], scale: float
+) -> Float[Tensor, "batch q_head q k"]:
+    """`q·k * scale` of every pair."""
+    batch, heads, length, width = q.shape
+    grouped = q.reshape(batch, k.shape[1], -1, width)  # (batch, kv_head, n_rep * q, d_head)
+    return (grouped @ k.transpose(2, 3)).view(batch, heads, length, -1) * scale
 
 
 def attention_pattern(scores: Float[Tensor, "batch q_head q k"]) -> Float[Tensor, "batch q_head q k"]:

@@ -14,6 +14,7 @@ from workbench.cache import KVCache
 from workbench.config import LlamaConfig
 from workbench.model.heads import IGNORED_LABEL
 from workbench.model.llama import LlamaModel
+from workbench.model.mask import Mask, Rule
 from workbench.model.outputs import (
     BaseModelOutputWithPast,
     QuestionAnsweringModelOutput,
@@ -38,7 +39,7 @@ class LlamaForSequenceClassification(LlamaPreTrainedModel):
     def forward(
         self,
         input_ids: Int[Tensor, "batch pos"] | None = None,
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | Sequence[Rule] | Mask | None = None,
         position_ids: Int[Tensor, "row pos"] | None = None,
         past_key_values: KVCache | None = None,
         inputs_embeds: Float[Tensor, "batch pos d_model"] | None = None,
@@ -118,7 +119,7 @@ class LlamaForTokenClassification(LlamaPreTrainedModel):
     def forward(
         self,
         input_ids: Int[Tensor, "batch pos"] | None = None,
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | Sequence[Rule] | Mask | None = None,
         position_ids: Int[Tensor, "row pos"] | None = None,
         past_key_values: KVCache | None = None,
         inputs_embeds: Float[Tensor, "batch pos d_model"] | None = None,
@@ -165,7 +166,7 @@ class LlamaForQuestionAnswering(LlamaPreTrainedModel):
     def forward(
         self,
         input_ids: Int[Tensor, "batch pos"] | None = None,
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | Sequence[Rule] | Mask | None = None,
         position_ids: Int[Tensor, "row pos"] | None = None,
         past_key_values: KVCache | None = None,
         inputs_embeds: Float[Tensor, "batch pos d_model"] | None = None,
@@ -205,7 +206,7 @@ class LlamaForQuestionAnswering(LlamaPreTrainedModel):
 def _base(
     model: LlamaModel,
     input_ids: Tensor | None,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor | Sequence[Rule] | Mask | None,
     position_ids: Tensor | None,
     past_key_values: KVCache | None,
     inputs_embeds: Tensor | None,

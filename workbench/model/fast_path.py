@@ -1,14 +1,16 @@
-"""The layers of a forward that nobody watches.
+"""The layers of a forward that only numbers are wanted of.
 
 The same computation as the modules of `llama`, in the same order and with the same functions, so that every bit of the
 result is equal, but without calling modules: one token of a small model spends as long in those calls as in everything
-that is not a matrix product. Whatever makes calling a module more than computing (a hook, a replaced part, a forward
-put over it, gradients, training) is looked up at every forward and sends it to the modules.
+that is not a matrix product. A layer whose hook points are hooked calls just them. Whatever else makes calling a module
+more than computing (a hook on it, a replaced part, a forward put over it, gradients, training) is looked up at every
+forward and sends it to the modules.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import operator
 import weakref
@@ -23,24 +25,27 @@ from torch.nn.modules.module import _has_any_global_hook
 from workbench.cache import KVCache
 from workbench.config import LlamaConfig
 from workbench.model.attention import fused_attention
+from workbench.model.hook_point import HookPoint, Watchers
 from workbench.model.joined import Projection, joined
 from workbench.model.mask import Mask
-from workbench.model.norm import rms_norm
+from workbench.model.norm import LlamaRMSNorm, rms_norm
 from workbench.model.rope import Rope, apply_rope
 
 Structure = dict[type, Any]
+RunLayer = Callable[..., Tensor]  # of `run_layer`, all but the layer itself
 SETTINGS = ("variance_epsilon", "scaling", "act_fn", "layer_idx", "head_dim")
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One layer: its place in the cache, its projections as functions, its gains, its activation."""
+    """One layer: its place in the cache, its projections and attention as functions, its gains, its activation."""
 
     index: int
     query_key_value: Projection
     output: Projection
     gate_up: Projection
     down: Projection
+    attend: Callable[..., tuple[Tensor, Tensor | None]]
     activation: Callable[[Tensor], Tensor]
     attention_gain: Float[Tensor, " d_model"]
     mlp_gain: Float[Tensor, " d_model"]
@@ -74,6 +79,29 @@ def run_layer(
     return layer.down(layer.activation(gate).mul_(up)).add_(x)
 
 
+def run_watched_layer(
+    layer: Layer,
+    see: Watchers,
+    x: Float[Tensor, "batch pos d_model"],
+    rope: Rope,
+    mask: Mask,
+    cache: KVCache | None,
+    config: LlamaConfig,
+) -> Float[Tensor, "batch pos d_model"]:
+    """The same with hook points called. Whoever was shown a tensor may keep it: nothing is changed in place."""
+    x = see("resid_pre", x)
+    normed = see("attn_norm", x) if "attn_norm" in see else rms_norm(x, layer.attention_gain, layer.attention_eps)
+    projected = layer.query_key_value(normed).view(*x.shape[:2], -1, config.d_head)
+    q, k, v = projected.split_with_sizes((config.num_attention_heads, config.kv_heads, config.kv_heads), 2)
+    z, _ = layer.attend(see, q, k, v, rope, mask, cache)
+    x = see("resid_mid", x + see("attn_out", layer.output(z.flatten(2))))
+    normed = see("mlp_norm", x) if "mlp_norm" in see else rms_norm(x, layer.mlp_gain, layer.mlp_eps)
+    gate, up = layer.gate_up(normed).chunk(2, -1)
+    act = see("act", layer.activation(see("gate", gate)) * see("up", up))
+    after: Tensor = see("resid_post", x + see("mlp_out", layer.down(act)))
+    return after
+
+
 def forwards(*kinds: type) -> Structure:
     """These types of modules with the forward that each has now: whoever puts another one in its place is heard."""
     return {kind: vars(kind)["forward"] for kind in kinds}
@@ -84,7 +112,7 @@ def forget(model: nn.Module) -> None:
     _MADE.pop(model, None)
 
 
-def fast_layers(model: Any, structure: Structure, device: torch.device) -> list[Layer] | None:
+def fast_layers(model: Any, structure: Structure, device: torch.device) -> list[RunLayer] | None:
     """The layers of a `LlamaModel` as plain functions, or `None` if this forward has to call the modules.
 
     Args:
@@ -103,7 +131,15 @@ def fast_layers(model: Any, structure: Structure, device: torch.device) -> list[
     made = _MADE.get(model)
     if made is None or made.source is not model.layers or not made.holds():
         made = _MADE[model] = _FastLayers(model.layers, structure)
-    return made.layers if made.unwatched() else None
+    return made.runs()
+
+
+def hook_tables(model: Any) -> list[dict[int, Any]]:
+    """The hooks on every module in the layers of a `LlamaModel`, most of them empty tables."""
+    made = _MADE.get(model)
+    if made is not None and made.source is model.layers and made.holds():
+        return [*made.hooks, *itertools.chain.from_iterable(made.point_hooks)]
+    return _hooks(model.layers.modules())
 
 
 class _FastLayers:
@@ -113,7 +149,9 @@ class _FastLayers:
         parts = list(layers.modules())
         self.source = layers
         self.attributes = [vars(part) for part in parts]
-        self.hooks = [hooks for part in parts for hooks in (part._forward_hooks, part._forward_pre_hooks)]
+        self.points = [_points(layer) for layer in layers]
+        self.point_hooks = [_hooks(points.values()) for points in self.points]
+        self.hooks = _hooks(part for part in parts if not _may_be_hooked(part))
         self.children = [part._modules for part in parts if part._modules]
         self.child = list(_values(self.children))
         self.tables = [table for part in parts for table in (part._parameters, part._buffers) if table]
@@ -132,9 +170,18 @@ class _FastLayers:
             and all(table.get(name) is value for table, name, value in self.settings)
         )
 
-    def unwatched(self) -> bool:
-        """Whether calling a module would do nothing but compute."""
-        return not (any(self.hooks) or any(map(operator.contains, self.attributes, itertools.repeat("forward"))))
+    def runs(self) -> list[RunLayer] | None:
+        """One function a layer, unless calling some module now does more than compute."""
+        if self.layers is None or any(self.hooks):
+            return None
+        if any(map(operator.contains, self.attributes, itertools.repeat("forward"))):
+            return None
+        return [
+            functools.partial(run_watched_layer, layer, _watchers(points))
+            if any(hooks)
+            else functools.partial(run_layer, layer)
+            for layer, points, hooks in zip(self.layers, self.points, self.point_hooks, strict=True)
+        ]
 
 
 _MADE: weakref.WeakKeyDictionary[nn.Module, _FastLayers] = weakref.WeakKeyDictionary()
@@ -160,10 +207,30 @@ def _functions(layers: nn.ModuleList, structure: Structure) -> list[Layer] | Non
         norms = parts.input_layernorm, parts.post_attention_layernorm
         gains = [norm.weight.detach() for norm in norms]
         numbers = *(norm.variance_epsilon for norm in norms), attention.scaling
-        made.append(Layer(attention.layer_idx, *products, mlp.act_fn, *gains, *numbers))  # type: ignore[call-arg,arg-type]
+        made.append(Layer(attention.layer_idx, *products, attention.attend, mlp.act_fn, *gains, *numbers))  # type: ignore[call-arg,arg-type]
     known = {*projections, id(layers)}
     strange = [part for part in layers.modules() if type(part) not in structure and id(part) not in known]
     return None if strange else made
+
+
+def _hooks(parts: Iterable[nn.Module]) -> list[dict[int, Any]]:
+    return [hooks for part in parts for hooks in (part._forward_hooks, part._forward_pre_hooks)]
+
+
+def _may_be_hooked(part: nn.Module) -> bool:
+    """The modules that `run_watched_layer` calls: hook points, and the norms whose output is one."""
+    return isinstance(part, (HookPoint, LlamaRMSNorm))
+
+
+def _points(layer: nn.Module) -> dict[str, nn.Module]:
+    """The hook points of a layer by the names that `run_watched_layer` has for them."""
+    norms = {"input_layernorm": "attn_norm", "post_attention_layernorm": "mlp_norm"}
+    parts = {path.rpartition(".")[2]: part for path, part in layer.named_modules() if _may_be_hooked(part)}
+    return {norms.get(name, name.removeprefix("hook_")): part for name, part in parts.items()}
+
+
+def _watchers(points: dict[str, nn.Module]) -> Watchers:
+    return Watchers({n: part for n, part in points.items() if part._forward_hooks or part._forward_pre_hooks})
 
 
 def _values(tables: Iterable[dict[str, Any]]) -> Iterable[Any]:

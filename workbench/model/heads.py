@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from workbench.model.hook_point import HookPoint
 from workbench.model.inputs import check_logits_to_keep
 from workbench.model.linear import Linear
 from workbench.model.llama import LlamaModel
+from workbench.model.mask import Mask, Rule
 from workbench.model.outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from workbench.model.pretrained import LlamaPreTrainedModel, initialise
 
@@ -42,7 +44,7 @@ class LlamaForCausalLM(LlamaPreTrainedModel):
     def forward(
         self,
         input_ids: Int[Tensor, "batch pos"] | None = None,
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | Sequence[Rule] | Mask | None = None,
         position_ids: Int[Tensor, "row pos"] | None = None,
         past_key_values: KVCache | None = None,
         inputs_embeds: Float[Tensor, "batch pos d_model"] | None = None,

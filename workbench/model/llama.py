@@ -7,7 +7,7 @@ attribute is a `HookPoint`: see `workbench.instrument.points` for the table of t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,12 +19,12 @@ from torch.utils.checkpoint import checkpoint
 from workbench.cache import DynamicCache, KVCache
 from workbench.config import LlamaConfig
 from workbench.model.attention import attention_pattern, attention_scores, fused_attention, mix_values
-from workbench.model.fast_path import fast_layers, forget, forwards, run_layer
-from workbench.model.hook_point import HookPoint
+from workbench.model.fast_path import fast_layers, forget, forwards
+from workbench.model.hook_point import HookPoint, Watchers
 from workbench.model.inputs import check_cache, check_embeddings, check_positions, check_token_ids
 from workbench.model.joined import Packed, project
 from workbench.model.linear import Linear
-from workbench.model.mask import Mask, build_mask, documents
+from workbench.model.mask import Mask, Rule, build_mask, documents
 from workbench.model.norm import LlamaRMSNorm
 from workbench.model.outputs import BaseModelOutputWithPast
 from workbench.model.pretrained import LlamaPreTrainedModel, initialise
@@ -79,6 +79,7 @@ class LlamaAttention(Packed):
         self.o_proj = Linear(q_width, width, bias=bias)
         self.hook_q, self.hook_k, self.hook_v = HookPoint(), HookPoint(), HookPoint()
         self.hook_q_rot, self.hook_k_rot = HookPoint(), HookPoint()
+        self.hook_mask, self.hook_k_cached, self.hook_v_cached = HookPoint(), HookPoint(), HookPoint()
         self.hook_scores, self.hook_pattern, self.hook_z = HookPoint(), HookPoint(), HookPoint()
 
     def forward(
@@ -90,30 +91,43 @@ class LlamaAttention(Packed):
         output_attentions: bool = False,
     ) -> tuple[Float[Tensor, "batch pos d_model"], Float[Tensor, "batch q_head pos k_pos"] | None]:
         """What attention adds to the residual stream, and the pattern if it was asked for."""
-        batch, length, _ = x.shape
-        heads = (batch, length, -1, self.head_dim)
-        q, k, v = project(x, (self.q_proj, self.k_proj, self.v_proj))
-        q = self.hook_q(q.view(heads))  # (batch, pos, q_head, d_head)
-        k = self.hook_k(k.view(heads))  # (batch, pos, kv_head, d_head)
-        v = self.hook_v(v.view(heads))
-        q = self.hook_q_rot(apply_rope(q, *rope)).transpose(1, 2)  # (batch, q_head, pos, d_head)
-        k = self.hook_k_rot(apply_rope(k, *rope)).transpose(1, 2)
+        heads = (*x.shape[:2], -1, self.head_dim)
+        q, k, v = (part.view(heads) for part in project(x, (self.q_proj, self.k_proj, self.v_proj)))
+        z, pattern = self.attend(Watchers.of(self), q, k, v, rope, mask, cache, output_attentions)
+        return self.o_proj(z.flatten(2)), pattern
+
+    def attend(
+        self,
+        see: Watchers,
+        q: Float[Tensor, "batch pos q_head d_head"],
+        k: Float[Tensor, "batch pos kv_head d_head"],
+        v: Float[Tensor, "batch pos kv_head d_head"],
+        rope: Rope,
+        mask: Mask,
+        cache: KVCache | None,
+        output_attentions: bool = False,
+    ) -> tuple[Float[Tensor, "batch pos q_head d_head"], Float[Tensor, "batch q_head pos k_pos"] | None]:
+        """What is between the projections: `z`, and the pattern if it was asked for."""
+        q, k, v, mask = see("q", q), see("k", k), see("v", v), see("mask", mask)
+        q = see("q_rot", apply_rope(q, *rope)).transpose(1, 2)  # (batch, q_head, pos, d_head)
+        k = see("k_rot", apply_rope(k, *rope)).transpose(1, 2)
         v = v.transpose(1, 2)
         if cache is not None:
             k, v = cache.update(self.layer_idx, k, v)
+        if "k_cached" in see or "v_cached" in see:  # shown as (batch, slot, kv_head, d_head)
+            k = see("k_cached", k.transpose(1, 2)).transpose(1, 2)
+            v = see("v_cached", v.transpose(1, 2)).transpose(1, 2)
 
         dropout = self.config.attention_dropout if self.training else 0.0
-        explicit = output_attentions or self.hook_scores.hooked or self.hook_pattern.hooked
+        explicit = output_attentions or "scores" in see or "pattern" in see
         pattern = None
         if explicit or self.config.attn_implementation == "eager":
-            scores = self.hook_scores(attention_scores(q, k, mask, self.scaling))
-            pattern = self.hook_pattern(attention_pattern(scores))
+            scores = see("scores", attention_scores(q, k, mask, self.scaling))
+            pattern = see("pattern", attention_pattern(scores))
             z = mix_values(F.dropout(pattern, dropout, self.training), v)
         else:
             z = fused_attention(self.config.attn_implementation, q, k, v, mask, self.scaling, dropout)
-        z = self.hook_z(z.transpose(1, 2))  # (batch, pos, q_head, d_head)
-        out = self.o_proj(z.reshape(batch, length, -1))
-        return out, pattern if output_attentions else None
+        return see("z", z.transpose(1, 2)), pattern if output_attentions else None
 
 
 class Patterns:
@@ -176,7 +190,7 @@ class LlamaModel(LlamaPreTrainedModel):
         self.layers = nn.ModuleList(LlamaDecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary_emb = LlamaRotaryEmbedding(config)
-        self.hook_embed = HookPoint()
+        self.hook_embed, self.hook_mask = HookPoint(), HookPoint()
         initialise(self, config.initializer_range)
         self.pack()
 
@@ -194,7 +208,7 @@ class LlamaModel(LlamaPreTrainedModel):
     def forward(
         self,
         input_ids: Int[Tensor, "batch pos"] | None = None,
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | Sequence[Rule] | Mask | None = None,
         position_ids: Int[Tensor, "row pos"] | None = None,
         past_key_values: KVCache | None = None,
         inputs_embeds: Float[Tensor, "batch pos d_model"] | None = None,
@@ -208,7 +222,8 @@ class LlamaModel(LlamaPreTrainedModel):
 
         Args:
             input_ids: new tokens; or `inputs_embeds`, their embeddings. Exactly one of them.
-            attention_mask: (batch, cached + new positions) with 0 at padding, or a 4-D mask (see `build_mask`).
+            attention_mask: (batch, cached + new positions) with 0 at padding, a 4-D mask, or a list of rules such as
+                `[causal(), window(64)]` (see `build_mask`).
             position_ids: rotary position of each new token; by default they count on from the cache's length. Without a
                 mask and a cache, positions that do not count on begin another document, which sees only itself: so
                 several texts are packed in one row.
@@ -232,6 +247,7 @@ class LlamaModel(LlamaPreTrainedModel):
         q_pos = torch.arange(start, start + length)
         k_pos = past_key_values.positions(0, length) if past_key_values is not None else q_pos
         mask = build_mask(attention_mask, q_pos, k_pos, batch, self.config.num_attention_heads, documents(positions))
+        mask = self.hook_mask(mask)
         rope = signed(*self.rotary_emb(x, check_positions(position_ids, q_pos, batch).to(x.device)))
         try:
             out = self._layers(
@@ -258,7 +274,7 @@ class LlamaModel(LlamaPreTrainedModel):
             if keep_states:
                 hidden_states.append(x)
             if fast:
-                x = run_layer(fast[index], x, rope, mask, cache, self.config)
+                x = fast[index](x, rope, mask, cache, self.config)
             elif self.gradient_checkpointing and self.training:
                 x = checkpoint(layer, x, rope, mask, None, patterns, **self.gradient_checkpointing)
             else:

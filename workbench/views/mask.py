@@ -16,12 +16,15 @@ WORDS = {
     "padding": "the key is padding",
     "empty_slot": "the cache slot is empty",
     "custom": "the caller's own mask",
+    "window": "the key is before the sliding window",
+    "document": "the key is of another document",
+    "knocked_out": "an edit knocked the edge out",
 }
 LABEL_WIDTH = 24  # columns of a terminal; longer tokens end in …
 SIGNS = {" ": "␣", "\n": "⏎", "\t": "⇥"}
 RESET, GREEN = "\x1b[0m", "\x1b[92m"
 GREY, YELLOW, MAGENTA, RED, CYAN = "\x1b[90m", "\x1b[93m", "\x1b[95m", "\x1b[91m", "\x1b[96m"
-COLORS = {"causal": GREY, "padding": YELLOW, "empty_slot": MAGENTA, "custom": RED}
+COLORS = {"causal": GREY, "padding": YELLOW, "empty_slot": MAGENTA, "custom": RED, "knocked_out": RED}
 
 
 def mask_payload(

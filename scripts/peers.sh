@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Creates .venv-peers: everything of .venv, and the libraries that benchmarks compare with. They are needed nowhere else.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+[ -x .venv/bin/python ] || { echo "peers: there is no .venv yet. Run: make setup" >&2; exit 1; }
+rm -rf .venv-peers
+.venv/bin/python -m venv .venv-peers
+site='import sysconfig; print(sysconfig.get_path("purelib"))'
+.venv/bin/python -c "$site" >"$(.venv-peers/bin/python -c "$site")/workbench.pth"
+.venv-peers/bin/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt \
+  transformer-lens==4.3.0 nnsight==0.8.1
+touch .venv-peers/.ready
+echo "peers: done"
