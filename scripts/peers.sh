@@ -6,7 +6,8 @@ cd "$(dirname "$0")/.."
 rm -rf .venv-peers
 .venv/bin/python -m venv .venv-peers
 site='import sysconfig; print(sysconfig.get_path("purelib"))'
-.venv/bin/python -c "$site" >"$(.venv-peers/bin/python -c "$site")/workbench.pth"
+# addsitedir, not the bare path: it heeds the .pth files in there, by which the project itself is installed.
+echo "import site; site.addsitedir('$(.venv/bin/python -c "$site")')" >"$(.venv-peers/bin/python -c "$site")/workbench.pth"
 .venv-peers/bin/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt \
   transformer-lens==4.3.0 nnsight==0.8.1
 touch .venv-peers/.ready

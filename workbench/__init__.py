@@ -9,7 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from workbench import analysis as analysis
     from workbench import panels as panels
+    from workbench.analysis import AttentionMap as AttentionMap
+    from workbench.analysis import check_mask as check_mask
+    from workbench.analysis import find_heads as find_heads
+    from workbench.analysis import head_metrics as head_metrics
+    from workbench.analysis import logit_attribution as logit_attribution
+    from workbench.analysis import logit_lens as logit_lens
     from workbench.cache import DynamicCache as DynamicCache
     from workbench.cache import StaticCache as StaticCache
     from workbench.checkpoints.convert import convert_kv_heads as convert_kv_heads
@@ -47,6 +54,10 @@ if TYPE_CHECKING:
     from workbench.generation import TextStreamer as TextStreamer
     from workbench.instrument import Activations as Activations
     from workbench.instrument import capture as capture
+    from workbench.instrument import edit as edit
+    from workbench.instrument import edits as edits
+    from workbench.instrument import plan as plan
+    from workbench.instrument import selfcheck as selfcheck
     from workbench.interop import from_transformers as from_transformers
     from workbench.model import LlamaForCausalLM as LlamaForCausalLM
     from workbench.model import LlamaForQuestionAnswering as LlamaForQuestionAnswering
@@ -54,6 +65,7 @@ if TYPE_CHECKING:
     from workbench.model import LlamaForTokenClassification as LlamaForTokenClassification
     from workbench.model import LlamaModel as LlamaModel
     from workbench.model import LlamaPreTrainedModel as LlamaPreTrainedModel
+    from workbench.model import mask as masks  # noqa: F401
     from workbench.panels import Workbench as Workbench
     from workbench.session import Session as Session
     from workbench.tokenizer import AddedToken as AddedToken
@@ -66,6 +78,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Activations": "workbench.instrument",
     "AddedToken": "workbench.tokenizer",
+    "AttentionMap": "workbench.analysis",
     "AttentionMaskVisualizer": "workbench.compat.mask_visualizer",
     "AutoConfig": "workbench.compat.auto",
     "AutoModel": "workbench.compat.auto",
@@ -107,21 +120,37 @@ _HOME = {
     "TorchAoConfig": "workbench.checkpoints.quantization",
     "Workbench": "workbench.panels",
     "capture": "workbench.instrument",
+    "check_mask": "workbench.analysis",
     "convert_kv_heads": "workbench.checkpoints.convert",
+    "edit": "workbench.instrument",
+    "find_heads": "workbench.analysis",
     "from_transformers": "workbench.interop",
+    "head_metrics": "workbench.analysis",
     "load": "workbench.checkpoints.load",
+    "logit_attribution": "workbench.analysis",
+    "logit_lens": "workbench.analysis",
     "pipeline": "workbench.compat.pipelines",
+    "plan": "workbench.instrument",
     "quantization_report": "workbench.checkpoints.quality",
     "quantize": "workbench.checkpoints.quantize",
+    "selfcheck": "workbench.instrument",
     "set_seed": "workbench.compat.seed",
 }
 
-__all__ = [*_HOME, "panels"]
+# Modules that are used by name: `wb.edits.zero(…)`, `wb.masks.window(64)`.
+_MODULES = {
+    "analysis": "workbench.analysis",
+    "edits": "workbench.instrument.edits",
+    "masks": "workbench.model.mask",
+    "panels": "workbench.panels",
+}
+
+__all__ = [*_HOME, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "panels":
-        return import_module("workbench.panels")
+    if name in _MODULES:
+        return import_module(_MODULES[name])
     if name not in _HOME:
         raise AttributeError(f"module 'workbench' has no attribute {name!r}; it has {', '.join(__all__)}")
     return getattr(import_module(_HOME[name]), name)

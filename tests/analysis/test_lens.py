@@ -157,6 +157,20 @@ def test_missing_covers_every_column_that_is_not_complete():
     assert Lens.empty(4, 0).missing() == range(0)
 
 
+def test_a_column_says_last_that_it_is_there():
+    model, states, _ = run()
+    columns, order = lens_columns(model, states[:, :2], FOLLOWERS[:2]), []
+
+    class Watched:
+        def __getattr__(self, name):
+            order.append(name)
+            return getattr(columns, name)
+
+    Lens.empty(4, LENGTH).write(3, 1, Watched())
+    assert order[-1] == "top_ids"
+    assert {*FLOATS, "kl"} <= set(order[:-1])
+
+
 def test_growing_makes_the_last_column_incomplete_because_its_next_token_is_known_now():
     model, states, _ = run()
     whole = lens_columns(model, states, FOLLOWERS)
@@ -203,7 +217,7 @@ def test_the_table_has_one_row_a_computed_cell():
     lens = lens_columns(model, states[:, :2], FOLLOWERS[:2]).resized(LENGTH)
     lens.write(0, 10, lens_columns(model, states[:, 10:], FOLLOWERS[10:]))
     frame = lens.to_pandas(Pieces())
-    assert list(frame.columns) == ["layer", "position", "top", "p", "entropy", "next_p", "next_rank"]
+    assert list(frame.columns) == ["layer", "position", "top", "p", "entropy", "next_p", "next_rank", "kl"]
     assert frame["layer"].tolist() == [-1] * 3 + [0] * 3 + [1] * 3 + [2] * 3
     assert frame["position"].tolist() == [0, 1, 10] * 4
     cell = frame[(frame["layer"] == 1) & (frame["position"] == 1)].iloc[0]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +14,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.generation.timeline import score_tokens
+from workbench.analysis.predictions import Scratch, head_blocks, predictions
+from workbench.analysis.stream import EMBED, Layer, Positions, followers, residual_stream
+from workbench.instrument import Activations
 from workbench.model import LlamaForCausalLM
 
 Array = npt.NDArray[np.float32]
@@ -27,7 +30,9 @@ class Pieces(Protocol):
         ...
 
 
-CHUNK = 124  # rows of logits held at once: 124 × 49,152 × 4 bytes = 24 MB, and about 60 ms between two looks at Stop
+CHUNK = 248  # rows of logits held at once: 248 × 49,152 × 4 bytes = 49 MB
+WINDOW = 2048  # residual states gathered at once: 5 MB for the default model
+LOGITS = 1 << 24  # and no more than so many numbers, whatever the vocabulary: 64 MB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +40,16 @@ class Lens:
     """One row a residual state (the embedding, then each layer), one column a position.
 
     `top_ids` (state, pos, k) are −1 and the floats NaN where nothing was computed yet. `entropy` is in nats.
-    `next_rank` (from 1) and `next_p` are of the token that really followed; NaN at the last position, which has none.
+    `next_rank` (from 1) and `next_p` are of the token that really followed; NaN where none is known, as at the last
+    position.
+
+    `kl` is KL(final ‖ state) in nats, Σ p_final · ln(p_final / p_state), where final is the model's own prediction at
+    that position: what it costs, in nats a token, to encode what the model predicts with what the state predicts. So
+    far states count by what they miss of the final prediction, and it is 0 in the last row; the same direction as in
+    the tuned lens (Belrose et al. 2023, arXiv 2303.08112). NaN if the final state was not there.
+
+    `token_logprob` (nats) and `token_rank` (state, pos, token) are of `token_ids`, the tokens that were asked about.
+    `layers` and `positions` say what the rows and columns are; −1 is the embedding.
     """
 
     top_ids: npt.NDArray[np.int32]
@@ -43,23 +57,58 @@ class Lens:
     entropy: Array
     next_p: Array
     next_rank: Array
+    kl: Array
+    token_logprob: Array
+    token_rank: Array
+    token_ids: npt.NDArray[np.int64]
+    layers: npt.NDArray[np.int64]
+    positions: npt.NDArray[np.int64]
 
     @classmethod
-    def empty(cls, states: int, positions: int, k: int = 5) -> Lens:
-        """All cells not computed yet."""
-        blank = np.full((states, positions), np.nan, np.float32)
+    def empty(
+        cls,
+        states: int | Sequence[int],
+        positions: int | Sequence[int],
+        k: int = 5,
+        token_ids: Sequence[int] = (),
+    ) -> Lens:
+        """All cells not computed yet.
+
+        Args:
+            states, positions: which rows and columns; a number means the first ones.
+            k: how many of the most likely tokens are kept.
+            token_ids: tokens asked about besides the following one.
+        """
+        layers = np.arange(states) + EMBED if isinstance(states, int) else np.array(states, np.int64)
+        columns = np.arange(positions) if isinstance(positions, int) else np.array(positions, np.int64)
+        shape = (len(layers), len(columns))
+
+        def blank(*more: int) -> Array:
+            return np.full((*shape, *more), np.nan, np.float32)
+
         return cls(
-            top_ids=np.full((states, positions, k), -1, np.int32),
-            top_p=np.full((states, positions, k), np.nan, np.float32),
-            entropy=blank,
-            next_p=blank.copy(),
-            next_rank=blank.copy(),
+            top_ids=np.full((*shape, k), -1, np.int32),
+            top_p=blank(k),
+            entropy=blank(),
+            next_p=blank(),
+            next_rank=blank(),
+            kl=blank(),
+            token_logprob=blank(len(token_ids)),
+            token_rank=blank(len(token_ids)),
+            token_ids=np.array(token_ids, np.int64),
+            layers=layers,
+            positions=columns,
         )
 
     @property
     def length(self) -> int:
         """Number of positions, computed or not."""
         return int(self.top_ids.shape[1])
+
+    @property
+    def token_p(self) -> Array:
+        """Probability of the tokens asked about, (state, pos, token)."""
+        return np.exp(self.token_logprob)
 
     @property
     def computed(self) -> npt.NDArray[np.bool_]:
@@ -72,13 +121,22 @@ class Lens:
         return int(self.computed.sum() + np.isfinite(self.next_rank[0]).sum())
 
     def to_pandas(self, tokenizer: Pieces) -> pd.DataFrame:
-        """One row a computed cell; `layer` is −1 for the embedding, entropy in nats."""
+        """One row a computed cell; `layer` is −1 for the embedding, entropy and KL(final ‖ state) in nats."""
         states, columns = np.nonzero(self.top_ids[:, :, 0] >= 0)
         top = self.top_ids[states, columns]
-        frame = pd.DataFrame({"layer": states - 1, "position": columns, "top": tokenizer.pieces(top[:, 0].tolist())})
-        for name in ("entropy", "next_p", "next_rank"):
+        frame = pd.DataFrame(
+            {
+                "layer": self.layers[states],
+                "position": self.positions[columns],
+                "top": tokenizer.pieces(top[:, 0].tolist()),
+                "p": self.top_p[states, columns, 0],
+            }
+        )
+        for name in ("entropy", "next_p", "next_rank", "kl"):
             frame[name] = getattr(self, name)[states, columns]
-        frame.insert(3, "p", self.top_p[states, columns, 0])
+        for i, token in enumerate(self.token_ids):
+            frame[f"p of {token}"] = self.token_p[states, columns, i]
+            frame[f"rank of {token}"] = self.token_rank[states, columns, i]
         return frame
 
     def missing(self) -> range:
@@ -91,17 +149,79 @@ class Lens:
     def write(self, base: int, start: int, columns: Lens) -> None:
         """Puts columns at `base + start`. `top_ids` last: they say that a column is complete."""
         first = base + start
-        for name in ("top_p", "entropy", "next_p", "next_rank", "top_ids"):
+        for name in reversed(PER_CELL):
             part = getattr(columns, name)
             getattr(self, name)[:, first : first + part.shape[1]] = part
 
     def resized(self, positions: int) -> Lens:
         """The same lens with columns cut off or not-computed ones added at the end."""
-        states, old, k = self.top_ids.shape
-        grown = Lens.empty(states, positions, k)
-        for field in dataclasses.fields(self):
-            getattr(grown, field.name)[:, : min(old, positions)] = getattr(self, field.name)[:, :positions]
+        old, k = self.top_ids.shape[1:]
+        more = np.arange(positions - old) + (self.positions[-1] + 1 if old else 0)
+        columns = np.concatenate((self.positions, more))[:positions]
+        grown = Lens.empty(self.layers.tolist(), columns.tolist(), k, self.token_ids.tolist())
+        for name in PER_CELL:
+            getattr(grown, name)[:, : min(old, positions)] = getattr(self, name)[:, :positions]
         return grown
+
+
+PER_CELL = ("top_ids", "top_p", "entropy", "next_p", "next_rank", "kl", "token_logprob", "token_rank")
+
+
+def logit_lens(
+    model: LlamaForCausalLM,
+    acts: Activations,
+    layers: Iterable[Layer] | None = None,
+    positions: Positions = None,
+    tokens: int | Sequence[int] | None = None,
+    k: int = 10,
+    row: int = 0,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Lens:
+    """What each captured residual state would predict if it were the last (nostalgebraist 2020).
+
+        with capture(model, "embed", "resid_post") as acts:
+            model(ids)
+        logit_lens(model, acts).to_pandas(tokenizer)
+
+    Computed in chunks of positions and of the vocabulary: less than 100 MB besides the result. `kl` compares with the
+    state after the last layer; where that was not captured it is NaN.
+
+    Args:
+        acts: a capture of `embed` and `resid_post`, or of `resid_pre`.
+        layers: numbers of layers, for the states after them, and `"embed"`; default all that were captured.
+        positions: a slice or numbers of positions in the text, negative ones from the end; default all captured.
+        tokens: ids of tokens whose log-probability and rank are wanted in every cell, besides the following token's.
+        k: how many of the most likely tokens to keep.
+        row: of the batch.
+        should_stop: asked every few ten milliseconds; the rest stays not computed.
+
+    Raises:
+        KeyError: for states that were not captured.
+        ValueError: for positions that were not captured, tokens outside the vocabulary.
+    """
+    stream = residual_stream(acts, layers, positions, row)
+    last, vocabulary = model.config.num_hidden_layers - 1, model.config.vocab_size
+    final_there = ("resid_post", last) in acts
+    if final_there and stream.layers[-1] != last:  # to compare with
+        stream = dataclasses.replace(stream, names=(*stream.names, f"layers.{last}.resid_post"))
+    asked = [tokens] if isinstance(tokens, int) else [int(token) for token in tokens or ()]
+    check_tokens(asked, vocabulary)
+    lens = Lens.empty(stream.layers, stream.positions.tolist(), min(k, vocabulary), asked)
+    following = followers(acts, stream.positions, row)
+
+    def keep(base: int, start: int, columns: Lens) -> None:
+        columns = dataclasses.replace(columns, **{n: getattr(columns, n)[: len(stream.layers)] for n in PER_CELL})
+        if not final_there:
+            columns.kl[:] = np.nan
+        lens.write(base, start, columns)
+
+    step = max(1, WINDOW // len(stream.names))
+    for base in range(0, lens.length, step):
+        part = slice(base, base + step)
+        lens_columns(model, stream.states(part), following[part], k, should_stop, partial(keep, base), asked)
+        if not lens.computed[part].all():
+            break
+    return lens
 
 
 @torch.no_grad()
@@ -112,39 +232,118 @@ def lens_columns(
     k: int = 5,
     should_stop: Callable[[], bool] = lambda: False,
     on_columns: Callable[[int, Lens], None] | None = None,
+    tokens: Sequence[int] = (),
 ) -> Lens:
     """The lens of some positions: final norm and head applied to every residual state, in chunks.
 
     Args:
         states: the embedding and each layer's `resid_post`; the last row gives the model's own prediction.
         followers: the token after each position; −1 where there is none.
-        should_stop: asked between chunks; the rest stays not computed.
+        should_stop: asked between chunks of the vocabulary; the rest stays not computed.
         on_columns: told (first column, lens of these columns) as they are done.
+        tokens: ids whose log-probability and rank are wanted besides.
     """
     count, length, _ = states.shape
-    k = min(k, model.config.vocab_size)
-    done = Lens.empty(count, length, k)
-    step = max(1, CHUNK // count)
+    vocabulary = model.config.vocab_size
+    done = Lens.empty(count, length, min(k, vocabulary), tokens)
+    step = max(1, min(CHUNK, LOGITS // vocabulary) // count)
+    scratch = Scratch()
     for start in range(0, length, step):
         if should_stop():
             break
-        part = states[:, start : start + step]
-        width = part.shape[1]
-        # .forward: nobody's hooks on the norm or the head are to take this for a forward of the model.
-        hidden = model.model.norm.forward(part.to(model.device, model.dtype).flatten(0, 1))
-        logits = model.lm_head.forward(hidden)
-        targets = followers[start : start + width].repeat(count)
-        scores = score_tokens(logits, targets.clamp(min=0), top=k)
-        shape = (count, width)
-        known = (targets >= 0).numpy().reshape(shape)
-        columns = Lens(
-            top_ids=scores.top_ids.numpy().astype(np.int32).reshape(*shape, -1),
-            top_p=scores.top_logprobs.exp().numpy().reshape(*shape, -1),
-            entropy=scores.entropy.numpy().reshape(shape),
-            next_p=np.where(known, scores.logprob.exp().numpy().reshape(shape), np.nan).astype(np.float32),
-            next_rank=np.where(known, scores.rank.numpy().reshape(shape), np.nan).astype(np.float32),
-        )
-        done.write(0, start, columns)
+        part = slice(start, start + step)
+        found = _columns(model, states[:, part], followers[part], k, tokens, should_stop, scratch)
+        if found is None:
+            break
+        done.write(0, start, found[0])
         if on_columns is not None:
-            on_columns(start, columns)
+            on_columns(start, found[0])
     return done
+
+
+@torch.no_grad()
+def lens_step(
+    model: LlamaForCausalLM,
+    states: Float[Tensor, "state d_model"],
+    k: int = 10,
+    tokens: Sequence[int] = (),
+    position: int = 0,
+) -> tuple[Float[Tensor, "1 vocab"], Lens]:
+    """The lens of one position, and the model's logits there, by one product with the head for both.
+
+    A decode step that is looked at need not compute its head twice: run the model without its head,
+
+        with capture(model, "embed", "resid_post") as acts:
+            model.model(ids, past_key_values=cache)
+        logits, lens = lens_step(model, newest_states(acts))
+
+    and take the next token from `logits`.
+
+    Args:
+        states: the embedding and each layer's `resid_post` of the newest token; the last row is the final one.
+        k: how many of the most likely tokens to keep.
+        tokens: ids whose log-probability and rank are wanted.
+        position: of the token in the text.
+
+    Returns:
+        The logits, which equal the model's up to rounding, and a lens of one column.
+    """
+    found = _columns(model, states[:, None], torch.tensor([-1]), k, tokens, lambda: False, Scratch())
+    assert found is not None
+    return found[1], dataclasses.replace(found[0], positions=np.array([position], np.int64))
+
+
+def newest_states(acts: Activations, row: int = 0) -> Float[Tensor, "state d_model"]:
+    """The residual states of the last captured position, as `lens_step` takes them.
+
+    Raises:
+        KeyError, ValueError: as `residual_stream`.
+    """
+    return residual_stream(acts, positions=-1, row=row).states()[:, 0]
+
+
+def check_tokens(tokens: Sequence[int], vocabulary: int) -> None:
+    """Raises `ValueError` for a token outside the vocabulary."""
+    for token in tokens:
+        if not 0 <= token < vocabulary:
+            raise ValueError(f"token {token} does not exist; ids lie in 0 … {vocabulary - 1}.")
+
+
+def _columns(
+    model: LlamaForCausalLM,
+    states: Float[Tensor, "state pos d_model"],
+    followers: Int[Tensor, " pos"],
+    k: int,
+    tokens: Sequence[int],
+    should_stop: Callable[[], bool],
+    scratch: Scratch,
+) -> tuple[Lens, Float[Tensor, "pos vocab"]] | None:
+    """The lens of a few positions and the logits of their last states; `None` if stopped."""
+    count, width, _ = states.shape
+    asked = (
+        torch.cat((followers[:, None], torch.tensor([tokens]).expand(width, -1)), 1) if tokens else followers[:, None]
+    )
+    asked = asked.to(model.device).repeat_interleave(count, 0)
+    blocks = head_blocks(model, states.transpose(0, 1).flatten(0, 1))
+    found = predictions(blocks, count, asked.clamp(min=0), k, should_stop, scratch)
+    if found is None:
+        return None
+
+    def by_state(x: Tensor) -> npt.NDArray[np.float32]:
+        return x.view(width, count, *x.shape[1:]).transpose(0, 1).float().cpu().numpy()
+
+    logprob, rank = by_state(found.logprob), by_state(found.rank)
+    known = (followers >= 0).numpy()
+    lens = Lens.empty(count, width, found.top_ids.shape[1], tokens)
+    lens = dataclasses.replace(
+        lens,
+        top_ids=found.top_ids.view(width, count, -1).transpose(0, 1).cpu().numpy().astype(np.int32),
+        top_p=np.exp(by_state(found.top_logprobs)),
+        entropy=by_state(found.entropy),
+        next_p=np.where(known, np.exp(logprob[:, :, 0]), np.nan).astype(np.float32),
+        next_rank=np.where(known, rank[:, :, 0], np.nan).astype(np.float32),
+        kl=by_state(found.kl),
+        token_logprob=logprob[:, :, 1:],
+        token_rank=rank[:, :, 1:],
+    )
+    return lens, found.final_logits

@@ -165,7 +165,7 @@ class Storage:
         if not mode.from_start:
             derived = {n: i for n, i in derived.items() if point_of(n).name not in NEED_ALL_KEYS}
         counts: dict[str, int] = {}
-        for name in kept:
+        for name in sorted(kept, key=execution_order):
             counts[point_of(name).name] = counts.get(point_of(name).name, 0) + (name not in derived)
         after: dict[str, list[str]] = {}
         for name, inputs in sorted(derived.items(), key=lambda item: execution_order(item[0])):
