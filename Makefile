@@ -42,8 +42,11 @@ check: .venv/.ready node_modules/.ready  ## what CI runs: format, lint, types, b
 	git diff --exit-code --stat -- workbench/widgets/static
 	$(MAKE) test
 
-bench: .venv/.ready  ## run the benchmarks (minutes; a quiet machine)
-	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+bench: .venv-peers/.ready  ## run the benchmarks, beside peers installed for them alone (minutes; a quiet machine)
+	for script in benchmarks/bench_*.py; do .venv-peers/bin/python $$script || exit 1; done
+
+.venv-peers/.ready: .venv/.ready scripts/peers.sh
+	bash scripts/peers.sh
 
 format: .venv/.ready  ## format the Python and rebuild the bundles
 	$(BIN)/ruff format .

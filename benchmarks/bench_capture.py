@@ -83,8 +83,8 @@ def nnsight(eager, ids):
     wrapped = NNsight(eager)
 
     def trace():
+        kept = []
         with wrapped.trace(ids):
-            kept = []
             for layer in wrapped.model.layers:
                 kept.append(layer.self_attn.output[1].save())
                 kept.append(layer.output.save())

@@ -50,6 +50,7 @@ def test_a_mean_keeps_the_attention_that_was_paid():
 
 def test_a_large_picture_is_put_together_from_bands(monkeypatch):
     monkeypatch.setattr("workbench.analysis.attention.BANDED", 1)
+    torch.set_num_threads(2)
     for name, (q, k), size in itertools.product(("gqa", "padding", "ring cache"), RANGES, (17, 6, 2)):
         attention, pattern = AttentionMap(case(name).acts), case(name).patterns[1, 0, 2]
         tile = attention.tile(1, 2, q, k, size)

@@ -16,14 +16,13 @@ from workbench.analysis.attention_pool import Pooling, Reduce, Squares
 from workbench.analysis.attention_rollout import rollout, rollout_row
 from workbench.analysis.attention_sources import Source
 from workbench.analysis.attention_values import ValueNorms
-from workbench.analysis.workers import alone, in_parallel
+from workbench.analysis.workers import alone, in_parallel, threads
 from workbench.instrument import Activations
 from workbench.model.mask import Mask
 
 Array = npt.NDArray[np.float32]
 EVERY = slice(None)
 BANDED = 1 << 22  # cells of a picture from which on it is divided among threads
-BANDS = 16
 
 
 def never() -> bool:
@@ -289,7 +288,9 @@ class AttentionMap:
             return pooling.weights()[0].cpu(), pooling.masked()[0].cpu()
 
         large = (squares.q1 - squares.q0) * self.length > BANDED and factors is None
-        weights, masked = zip(*in_parallel(picture, squares.bands(BANDS if large else 1)), strict=True)
+        bands = squares.bands(4 * threads() if large and threads() > 1 else 1)
+        # The last ones first: they have the most keys, and a thread that ends early is to find a short one.
+        weights, masked = zip(*[*in_parallel(picture, bands[::-1])][::-1], strict=True)
         return Tile(
             torch.cat(weights).numpy(), torch.cat(masked).numpy(), squares.q0, squares.k0, squares.factor, reduce
         )

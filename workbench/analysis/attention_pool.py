@@ -73,18 +73,17 @@ class Pooling:
         self.reduce = reduce
         self._kept = torch.zeros((heads, *squares.shape), device=device)
         self._some = torch.zeros((heads, *squares.shape), dtype=torch.uint8, device=device)
+        self._first = torch.arange(squares.shape[1], device=device) * squares.factor + squares.k0
+        self._ends = (torch.arange(squares.shape[0], device=device)[:, None] + 1) * squares.factor + squares.q0
 
     def add(self, block: Block, pattern: Float[Tensor, "head q k"]) -> None:
         """Puts the weights of a block, or what was made of them, where they belong."""
         self._put(self._kept, pattern, block.start, "max" if self.reduce == "max" else "sum")
         if block.allowed is not None:
-            self._put(self._some, block.allowed.to(torch.uint8), block.start, "max")
-            return
-        s = self.squares  # a square has cells that may attend if its first key is not behind the block's last query
-        rows = self._rows(block.start, block.stop - block.start)
-        last = torch.arange(rows.start + 1, rows.stop + 1).mul_(s.factor).add_(s.q0).clamp_(max=block.stop)
-        first = torch.arange(s.shape[1]) * s.factor + s.k0
-        self._some[:, rows] |= (first < last[:, None]).to(self._some)
+            self._put(self._some, block.allowed.view(torch.uint8), block.start, "max")
+        else:  # a square has cells that may attend if its first key is not behind the block's last query
+            rows = self._rows(block.start, block.stop - block.start)
+            self._some[:, rows] |= self._first < self._ends[rows].clamp(max=block.stop)
 
     def weights(self) -> Float[Tensor, "head pooled_q pooled_k"]:
         """The maximum or mean of each square."""

@@ -25,13 +25,18 @@ _lock = threading.Lock()
 _pools: dict[int, ThreadPoolExecutor] = {}
 
 
+def threads() -> int:
+    """How many pieces can be under way at once."""
+    return min(torch.get_num_threads(), MOST)
+
+
 def in_parallel(work: Callable[[Piece], Result], pieces: Iterable[Piece]) -> Iterator[Result]:
     """`work(piece)` of each piece, in their order, by as many threads as PyTorch has here (on one, when asked for).
 
     Only a few pieces are begun ahead of the one that is asked for. `work` has to be safe to call from several threads,
     without gradients. What it raises is raised here.
     """
-    count = min(torch.get_num_threads(), MOST)
+    count = threads()
     if count == 1:
         yield from map(work, pieces)
         return

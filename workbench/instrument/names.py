@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
+from torch import nn
+
 from workbench.instrument.points import POINTS, Located, Point, base_of, layer_index
 from workbench.model import LlamaForCausalLM, LlamaModel
 
@@ -36,7 +38,8 @@ def resolve(
             layer the model does not have, no point at all, or `logits` of a model without a head.
     """
     base = base_of(model)
-    count = len(base.layers)
+    modules = list(base.layers)
+    count = len(modules)
     chosen = [layer_index(i, count) for i in (range(count) if layers is None else layers)]
     if isinstance(names, str):
         names = [names]
@@ -47,14 +50,23 @@ def resolve(
                 root = model if point.name == "logits" else base
                 if not hasattr(root, point.path):
                     raise ValueError("'logits' is not a point of LlamaModel: it has no language-model head.")
-                found[point.name] = Located(point.name, root.get_submodule(point.path), point)
+                found[point.name] = Located(point.name, _module(root, point.path), point)
                 continue
             for i in chosen if of_layers is None else of_layers:
                 full = f"layers.{i}.{point.name}"
-                found[full] = Located(full, base.layers[i].get_submodule(point.path), point, i)
+                found[full] = Located(full, _module(modules[i], point.path), point, i)
     if not found:
         raise ValueError(f"no hook point was named. Points are {', '.join(POINTS)}.")
     return list(found.values())
+
+
+def _module(root: nn.Module, path: str) -> nn.Module:
+    """`root.get_submodule(path)`, which takes four times as long; a capture of one token's forward does 91 of them."""
+    for part in path.split("."):
+        found = root._modules[part]
+        assert found is not None
+        root = found
+    return root
 
 
 def read_name(name: str, count: int) -> list[Found]:

@@ -138,7 +138,7 @@ def hook_tables(model: Any) -> list[dict[int, Any]]:
     """The hooks on every module in the layers of a `LlamaModel`, most of them empty tables."""
     made = _MADE.get(model)
     if made is not None and made.source is model.layers and made.holds():
-        return [*made.hooks, *itertools.chain.from_iterable(made.point_hooks)]
+        return [*made.hooks, *made.all_point_hooks]
     return _hooks(model.layers.modules())
 
 
@@ -151,6 +151,7 @@ class _FastLayers:
         self.attributes = [vars(part) for part in parts]
         self.points = [_points(layer) for layer in layers]
         self.point_hooks = [_hooks(points.values()) for points in self.points]
+        self.all_point_hooks = list(itertools.chain.from_iterable(self.point_hooks))
         self.hooks = _hooks(part for part in parts if not _may_be_hooked(part))
         self.children = [part._modules for part in parts if part._modules]
         self.child = list(_values(self.children))
@@ -160,6 +161,7 @@ class _FastLayers:
         self.addresses = list(map(Tensor.data_ptr, self.tensors))
         self.settings = [(table, name, table[name]) for table in self.attributes for name in SETTINGS if name in table]
         self.layers = _functions(layers, structure)
+        self.unwatched = [functools.partial(run_layer, layer) for layer in self.layers or ()]
 
     def holds(self) -> bool:
         """Whether modules, weights and their places in memory are still those that were read."""
@@ -176,11 +178,13 @@ class _FastLayers:
             return None
         if any(map(operator.contains, self.attributes, itertools.repeat("forward"))):
             return None
+        if not any(self.all_point_hooks):
+            return list(self.unwatched)
         return [
-            functools.partial(run_watched_layer, layer, _watchers(points))
-            if any(hooks)
-            else functools.partial(run_layer, layer)
-            for layer, points, hooks in zip(self.layers, self.points, self.point_hooks, strict=True)
+            functools.partial(run_watched_layer, layer, _watchers(points)) if any(hooks) else plain
+            for layer, plain, points, hooks in zip(
+                self.layers, self.unwatched, self.points, self.point_hooks, strict=True
+            )
         ]
 
 
