@@ -177,6 +177,15 @@ def test_rounding_is_no_gap(dtype, logits, shape):
         np.testing.assert_allclose(sums, out[:, position].double(), atol=max(loose, 1e-5), rtol=loose)
 
 
+def test_a_capture_stored_in_lower_precision_is_as_coarse_as_that():
+    model = a_model()
+    acts, out = run(model, dtype=torch.bfloat16)
+    for position in range(LENGTH):
+        frame = logit_attribution(model, acts, range(97), position, row=None)
+        sums = frame.groupby(["row", "token"])["contribution"].sum().unstack()
+        np.testing.assert_allclose(sums, out[:, position], atol=0.1)
+
+
 @pytest.mark.parametrize("bits", ["int4", "int8"])
 @torch.no_grad()
 def test_packed_weights_are_read_and_the_coarseness_of_their_products_is_no_gap(bits):

@@ -191,7 +191,7 @@ def test_stopped_the_rest_is_not_computed(stop_at, monkeypatch):
 
     lens, whole = logit_lens(model, acts, should_stop=should_stop), logit_lens(model, acts)
     assert len(asked) == stop_at
-    done = (stop_at - 1) // 2 * 2
+    done = (stop_at - 1) * 2
     assert lens.computed.tolist() == [True] * done + [False] * (LENGTH - done)
     np.testing.assert_array_equal(lens.entropy[:, :done], whole.entropy[:, :done])
     assert np.isnan(lens.kl[:, done:]).all()

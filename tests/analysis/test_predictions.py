@@ -108,8 +108,10 @@ def test_it_can_be_stopped_between_blocks():
         asked.append(1)
         return len(asked) == 3
 
-    assert predictions(some_logits().split(300, 1), STATES, some_tokens(), 3, should_stop) is None
+    assert predictions(some_logits().split(200, 1), STATES, some_tokens(), 3, should_stop) is None
     assert len(asked) == 3
+    assert predictions([some_logits()], STATES, some_tokens(), 3, should_stop) is not None
+    assert len(asked) == 3, "a single block has nothing between"
 
 
 @pytest.mark.parametrize("columns", [5, 64, 640, 1000, 1281, 4096])

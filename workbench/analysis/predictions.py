@@ -83,7 +83,7 @@ def predictions(
     parts: list[_Part] = []
     scratch, offset = scratch or Scratch(), 0
     for logits in blocks:
-        if should_stop():
+        if kept and should_stop():
             return None
         kept.append(logits)
         parts.append(_read(logits, states, k, offset, scratch))
