@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from workbench import analysis as analysis
     from workbench import panels as panels
-    from workbench.analysis import AttentionMap as AttentionMap
-    from workbench.analysis import check_mask as check_mask
-    from workbench.analysis import find_heads as find_heads
-    from workbench.analysis import head_metrics as head_metrics
-    from workbench.analysis import logit_attribution as logit_attribution
-    from workbench.analysis import logit_lens as logit_lens
+    from workbench.analysis.attention import AttentionMap as AttentionMap
+    from workbench.analysis.attribution import logit_attribution as logit_attribution
+    from workbench.analysis.heads import find_heads as find_heads
+    from workbench.analysis.heads import head_metrics as head_metrics
+    from workbench.analysis.lens import logit_lens as logit_lens
+    from workbench.analysis.mask_checks import check_mask as check_mask
     from workbench.cache import DynamicCache as DynamicCache
     from workbench.cache import StaticCache as StaticCache
     from workbench.checkpoints.convert import convert_kv_heads as convert_kv_heads

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from workbench.analysis import workers
-from workbench.analysis.workers import in_parallel
+from workbench.analysis.workers import alone, in_parallel
 
 
 @pytest.fixture
@@ -36,6 +36,14 @@ def test_pieces_are_done_side_by_side_and_given_in_order(two_threads):
     assert len({thread for _, thread, _ in results}) == 2
     assert {count for _, _, count in results} == {1}, "each computes alone"
     assert torch.get_num_threads() == 2, "and the caller as before"
+
+
+def test_a_single_piece_is_not_divided_either(two_threads):
+    thread, count = alone(lambda: (threading.get_ident(), torch.get_num_threads()))
+    assert count == 1
+    assert thread != threading.get_ident()
+    torch.set_num_threads(1)
+    assert alone(threading.get_ident) == threading.get_ident()
 
 
 def test_threads_that_begin_later_have_as_many_as_before(two_threads):

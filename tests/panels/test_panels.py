@@ -247,6 +247,7 @@ def test_a_text_from_python_brings_status_prompt_and_a_stopped_lens_up_to_date(w
 def test_a_stopped_lens_says_so(workbench):
     session, link = workbench.session, workbench.run_bar.link
     session.run("Hello there")
+    link.wait()  # its first columns are there
     link.stop()
     link.wait()
     session.current.lens = session.current.lens.resized(4).resized(11)  # as if stopped after four columns

@@ -1,39 +1,41 @@
-"""Tensors in, small frozen results out. Torch stops here: views and panels see numpy."""
+"""Tensors in, small frozen results out. Torch stops here: views and panels see numpy.
 
-from workbench.analysis.attention import AttentionMap, Tile
-from workbench.analysis.attribution import accumulated_attribution, logit_attribution
-from workbench.analysis.heads import find_heads, head_metrics
-from workbench.analysis.hidden import (
-    component_sizes,
-    cosine_similarity,
-    outlier_dimensions,
-    pca_trajectories,
-    residual_norms,
-)
-from workbench.analysis.lens import Lens, lens_step, logit_lens
-from workbench.analysis.mask_checks import MaskReport, check_mask
-from workbench.analysis.patching import log_probability, logit_difference, patch_heads, patch_mlp, patch_residual
+Names are imported when first used, so that whoever needs a mask does not load pandas.
+"""
 
-__all__ = [
-    "AttentionMap",
-    "Lens",
-    "MaskReport",
-    "Tile",
-    "accumulated_attribution",
-    "check_mask",
-    "component_sizes",
-    "cosine_similarity",
-    "find_heads",
-    "head_metrics",
-    "lens_step",
-    "log_probability",
-    "logit_attribution",
-    "logit_difference",
-    "logit_lens",
-    "outlier_dimensions",
-    "patch_heads",
-    "patch_mlp",
-    "patch_residual",
-    "pca_trajectories",
-    "residual_norms",
-]
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "AttentionMap": "attention",
+    "Lens": "lens",
+    "MaskReport": "mask_checks",
+    "Tile": "attention",
+    "accumulated_attribution": "attribution",
+    "check_mask": "mask_checks",
+    "component_sizes": "hidden",
+    "cosine_similarity": "hidden",
+    "find_heads": "heads",
+    "head_metrics": "heads",
+    "lens_step": "lens",
+    "log_probability": "patching",
+    "logit_attribution": "attribution",
+    "logit_difference": "patching",
+    "logit_lens": "lens",
+    "outlier_dimensions": "hidden",
+    "patch_heads": "patching",
+    "patch_mlp": "patching",
+    "patch_residual": "patching",
+    "pca_trajectories": "hidden",
+    "residual_norms": "hidden",
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'workbench.analysis' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(f"workbench.analysis.{_HOME[name]}"), name)

@@ -101,7 +101,7 @@ def selfcheck(
         input_ids = torch.randint(0, model.config.vocab_size, (2, 12), generator=draw)
     if input_ids.dim() != 2 or input_ids.shape[1] < 2:
         raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; (batch, positions) with at least 2 is needed.")
-    run = _Run(model, base, input_ids.to(base.embed_tokens.weight.device))
+    run = _Run(model, base, input_ids.to(base.device))
     names = list(dict.fromkeys(name for point in POINTS.values() for name in point.invariants))
     if not isinstance(model, LlamaForCausalLM):
         names = [name for name in names if "logits" not in name]

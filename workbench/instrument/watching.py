@@ -36,13 +36,13 @@ def known_forward(base: LlamaModel) -> bool:
         return False
     if "forward" in vars(base.norm) or "forward" in vars(base.rotary_emb):
         return False
-    device = base.embed_tokens.weight.device
+    device = base.device
     return fast_layers(base, STRUCTURE, device) is not None
 
 
 def attention_is_fused(base: LlamaModel) -> bool:
     """Whether layers make no pattern unless somebody asks."""
-    device = base.embed_tokens.weight.device
+    device = base.device
     return base.config.attn_implementation != "eager" and not torch.is_autocast_enabled(device.type)
 
 
