@@ -56,6 +56,19 @@ def test_all_kernels_take_a_mask_of_the_caller_s_own(form, place):
     assert_kernels_agree(*own_mask(form, place))
 
 
+def test_flex_takes_masks_of_any_kind_after_one_another():
+    """Queries and keys at the same positions are one tensor, with a cache they are two."""
+    keep, documents = torch.ones(2, 6), torch.tensor([[0, 0, 0, 1, 1, 1]] * 2)
+    keep[0, :2] = 0
+    apart = build_mask([causal(), padding(keep)], torch.arange(6), torch.arange(6), 2, 2)
+    positions = torch.arange(6)
+    together = build_mask([causal(), document(documents)], positions, positions, 2, 2)
+    torch._dynamo.reset()
+    for mask in (apart, together, apart):
+        q, k, v = torch.randn(2, 4, 6, 8), torch.randn(2, 2, 6, 8), torch.randn(2, 2, 6, 8)
+        torch.testing.assert_close(flex_attention(q, k, v, mask, 0.3), sdpa_attention(q, k, v, mask, 0.3))
+
+
 @pytest.mark.parametrize("name", ["causal", "window", "sink of each row", "everything"])
 def test_a_compiler_can_follow_the_rules(name):
     torch._dynamo.reset()

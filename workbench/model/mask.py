@@ -215,8 +215,16 @@ def _with_exceptions(rules: list[Rule]) -> Iterator[tuple[int, list[Rule]]]:
 
 
 def _on_indices(rule: Rule, q_pos: Tensor, k_pos: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """(row, query, key) indices → whether the rule allows the cell."""
-    allows, parameters = rule.allows, rule.parameters
+    """(row, query, key) indices → whether the rule allows the cell.
+
+    Every function has tensor objects of its own: where one object is met at two places and earlier masks had two,
+    torch.compile (2.13) fails with a `KeyError` while it words why it compiles again.
+    """
+    allows = rule.allows
+    parameters = {
+        name: value.detach() if isinstance(value, Tensor) else value for name, value in rule.parameters.items()
+    }
+    q_pos, k_pos = q_pos.detach(), k_pos.detach()
     if rule.by_cell:
         return lambda row, query, key: allows(query, key, row, **parameters)
     if rule.rows:
