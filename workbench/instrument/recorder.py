@@ -21,7 +21,7 @@ from workbench.instrument.points import Located, execution_order, layer_of, poin
 from workbench.instrument.recipes import FROM_ATTENTION, AttentionRecipe, MaskPart, Recipe, Rows, gated
 from workbench.instrument.series import Part
 from workbench.instrument.storage import OnDisk, own
-from workbench.instrument.watching import observer
+from workbench.instrument.watching import observer, only_observed
 from workbench.model import LlamaForCausalLM, LlamaModel
 from workbench.model.mask import Mask, causal, empty_slot
 from workbench.model.norm import rms_norm
@@ -57,6 +57,8 @@ class Recorder:
         self._now = _Forward()
         self._logits_to_keep: Any = 0
         self._gains: dict[int, Tensor] = {}
+        self._attending = [item.layer for name, item in self.points.items() if item.point.name == "q_rot"]
+        self._masks: dict[str, Any] = {}  # hooks of masks that nobody asked for, see `_follow_masks`
 
     # --- hooks -------------------------------------------------------------------------------------------------------
 
@@ -81,13 +83,25 @@ class Recorder:
     def detach(self) -> None:
         """Removes them."""
         self._switch({})
-        for handle in self._handles:
+        for handle in (*self._handles, *self._masks.values()):
             handle.remove()
-        self._handles, self._explicit = [], {}
+        self._handles, self._explicit, self._masks = [], {}, {}
 
     def _switch(self, derived: dict[str, tuple[str, ...]]) -> None:
         for name, hook in self._explicit.items():
             hook.switch(name not in derived)
+
+    def _follow_masks(self) -> None:
+        """Where somebody may change a layer's mask, keeps the one that was applied: attention is computed from it."""
+        for layer in self._attending:
+            module: nn.Module = self.base.layers[layer].self_attn.hook_mask  # type: ignore[union-attr,index,assignment]
+            name = f"layers.{layer}.mask"
+            if name in self.points or only_observed(module):
+                continue
+            if name in self._masks:
+                self._masks[name].remove()  # to be the last again
+            self.hidden.add(name)
+            self._masks[name] = module.register_forward_hook(self._mine(self._keeper(name)))
 
     def _mine(self, hook: Callable[..., None]) -> Callable[..., None]:
         """Heeds this thread's forwards only: the page may run the same model meanwhile."""
@@ -119,6 +133,7 @@ class Recorder:
             choices = advice(self.model, self.located, self.choice, held + needed, self.budget)
             raise refuse(needed, held, self.budget, shape, choices)
         self._switch(storage.derived)
+        self._follow_masks()
         self._now = _Forward(
             index=len(self.acts.spans),
             start=start,

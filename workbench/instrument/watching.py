@@ -24,8 +24,12 @@ def observer(hook: Hook) -> Hook:
 
 def only_watched(base: LlamaModel) -> bool:
     """Whether every hook on the model is an observer, so that nobody changes a number between two points."""
-    tables = [*hook_tables(base), *_outside(base)]
-    return all(getattr(hook, "observes", False) for table in tables if table for hook in table.values())
+    return _observers([*hook_tables(base), *_outside(base)])
+
+
+def only_observed(module: nn.Module) -> bool:
+    """Whether every hook on one module is an observer."""
+    return _observers((module._forward_hooks, module._forward_pre_hooks))
 
 
 def known_forward(base: LlamaModel) -> bool:
@@ -44,6 +48,10 @@ def attention_is_fused(base: LlamaModel) -> bool:
     """Whether layers make no pattern unless somebody asks."""
     device = base.device
     return base.config.attn_implementation != "eager" and not torch.is_autocast_enabled(device.type)
+
+
+def _observers(tables: Iterable[dict[int, Any]]) -> bool:
+    return all(getattr(hook, "observes", False) for table in tables if table for hook in table.values())
 
 
 def _outside(base: LlamaModel) -> Iterable[dict[int, Any]]:
