@@ -3,9 +3,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.analysis.attention_cases import CASES, LENGTH, case, eager, pooled, texts
+from tests.memory import Largest
 from workbench.analysis.attention import AttentionMap
 from workbench.analysis.attention_blocks import CELLS
 from workbench.instrument import Activations, capture
@@ -210,21 +210,6 @@ def test_thumbnails_stop_when_asked_and_are_made_as_they_are_taken():
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
-
-
-class Largest(TorchDispatchMode):
-    """Notes the most bytes that any operation made in one tensor."""
-
-    def __init__(self):
-        super().__init__()
-        self.nbytes = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple | list) else [out]:
-            if isinstance(tensor, torch.Tensor):
-                self.nbytes = max(self.nbytes, tensor.untyped_storage().nbytes())
-        return out
 
 
 def test_no_tensor_of_the_size_of_the_whole_pattern_is_ever_made():

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import workbench.analysis.mask_checks as mask_checks
+from tests.memory import Largest
 from workbench.analysis.mask import applied_mask
 from workbench.analysis.mask_checks import check_mask
 from workbench.model.mask import Mask, Rule, build_mask, causal, custom, document, empty_slot, padding, sink, window
@@ -323,21 +323,6 @@ def test_counts_are_those_of_every_cell(cells, monkeypatch):
     assert f" {leaks} cells" in report["documents"].detail
     assert f" {padded} cells" in report["padding"].detail
     assert min(leaks, padded) > 5
-
-
-class Largest(TorchDispatchMode):
-    """Notes the most bytes that any operation made in one tensor."""
-
-    def __init__(self):
-        super().__init__()
-        self.nbytes = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple | list) else [out]:
-            if isinstance(tensor, torch.Tensor):
-                self.nbytes = max(self.nbytes, tensor.untyped_storage().nbytes())
-        return out
 
 
 def test_no_whole_matrix_is_made():

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.conftest import tiny_model
+from tests.memory import Largest
 from workbench.analysis import predictions as module
 from workbench.analysis.predictions import Scratch, head_blocks, largest, predictions
 
@@ -160,21 +160,6 @@ def test_blocks_of_the_head_are_the_logits_of_the_states(head, block):
     np.testing.assert_allclose(torch.cat(blocks, 1), expected, rtol=1e-4, atol=1e-5)
 
 
-class Largest(TorchDispatchMode):
-    """Notes the most numbers that any operation made in one tensor."""
-
-    def __init__(self):
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple | list) else [out]:
-            if isinstance(tensor, torch.Tensor) and not tensor._is_view():
-                self.numel = max(self.numel, tensor.numel())
-        return out
-
-
 @torch.no_grad()
 def test_no_tensor_larger_than_a_few_blocks_is_made(monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 6400)
@@ -184,7 +169,7 @@ def test_no_tensor_larger_than_a_few_blocks_is_made(monkeypatch):
         blocks = head_blocks(model, states, module.BLOCK)
         predictions(blocks, 5, torch.zeros(50, 1, dtype=torch.long), 3)
     whole = 50 * 20_000
-    assert 0 < seen.numel < whole / 4
+    assert 0 < seen.nbytes < whole  # a quarter of its bytes
     with Largest() as seen:
         model.lm_head.forward(states)
-    assert seen.numel == whole, "the measure sees the whole"
+    assert seen.nbytes == whole * 4, "the measure sees the whole"

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 from torch.nn.attention import flex_attention as flex
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.memory import Largest
 from workbench.model.mask import Mask, Rule, build_mask, causal, custom, document, empty_slot, padding, sink, window
 
 CPU = torch.device("cpu")
@@ -255,21 +255,6 @@ def test_what_the_caller_does_to_its_tensors_later_changes_no_mask():
     for mask, bias in zip(masks, before, strict=True):
         assert torch.equal(mask.bias(torch.float32), bias)
         assert (bias == 0).all()
-
-
-class Largest(TorchDispatchMode):
-    """Notes the most bytes that any operation made in one tensor."""
-
-    def __init__(self):
-        super().__init__()
-        self.nbytes = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple | list) else [out]:
-            if isinstance(tensor, torch.Tensor):
-                self.nbytes = max(self.nbytes, tensor.untyped_storage().nbytes())
-        return out
 
 
 def test_a_tile_costs_a_tile_and_never_the_whole_matrix():
