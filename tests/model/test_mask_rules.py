@@ -7,7 +7,19 @@ import torch
 from torch.nn.attention import flex_attention as flex
 
 from tests.memory import Largest
-from workbench.model.mask import Mask, Rule, build_mask, causal, custom, document, empty_slot, padding, sink, window
+from workbench.model.mask import (
+    Mask,
+    Rule,
+    build_mask,
+    causal,
+    custom,
+    document,
+    empty_slot,
+    padding,
+    rules_from_data,
+    sink,
+    window,
+)
 
 CPU = torch.device("cpu")
 LENGTH = 9
@@ -285,3 +297,9 @@ def test_a_tile_costs_a_tile_and_never_the_whole_matrix():
     with Largest() as whole:
         Mask(mask.rules, positions[:3000], positions[:3000]).dense(torch.float32, CPU)
     assert whole.nbytes >= 3000**2, "the measure sees a whole matrix"
+
+
+@pytest.mark.parametrize("data", [["x"], [{"rule": "causal"}, None], [["rule", "causal"]], {"rule": "causal"}], ids=str)
+def test_data_that_hold_no_dictionaries_are_refused(data):
+    with pytest.raises(TypeError, match=r"the data hold .*; a dictionary for each rule is needed, \{\"rule\": \""):
+        rules_from_data(data)

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.cache.base import CacheStore, check_continues
+from workbench.cache.base import CacheStore
+from workbench.cache.checks import check_continues, check_dtype, check_no_gradient, check_size
 from workbench.config import LlamaConfig
 
 
@@ -23,14 +24,17 @@ class StaticCache(CacheStore):
         max_cache_len: how many positions there is room for.
         max_batch_size: how many rows there is room for. If given, storage is allocated at once; otherwise with the
             first rows that come, for as many.
-        device, dtype: of storage that is allocated at once; default the CPU and the config's data type (float32 if it
-            has none). Otherwise those of the first keys.
+        device: of storage that is allocated at once; default the CPU. Otherwise that of the first keys.
+        dtype: of storage, whatever the keys come in. Default that of the first keys, or, if storage is allocated at
+            once, the config's data type (float32 if it has none).
 
     Raises:
         TypeError: if `config` is no LlamaConfig.
-        ValueError: for sizes that are not whole numbers of at least 1, and for a device or dtype without
-            `max_batch_size`.
+        ValueError: for sizes that are not whole numbers of at least 1, a dtype that is none to store in, and for a
+            device without `max_batch_size`.
     """
+
+    name = "static"
 
     def __init__(
         self,
@@ -40,30 +44,36 @@ class StaticCache(CacheStore):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(dtype)
         if not isinstance(config, LlamaConfig):
             raise TypeError(f"config is a {type(config).__name__}; a LlamaConfig is needed (model.config).")
-        _check_size("max_cache_len", max_cache_len)
+        check_size("max_cache_len", max_cache_len)
         self.max_cache_len = max_cache_len
         self.max_batch_size = max_batch_size
+        self._made_of = {"config": config, "device": device}
         self._shape = (config.kv_heads, max_cache_len, config.d_head)
         self._rows = 0
         self._lengths = [0] * config.num_hidden_layers
         if max_batch_size is not None:
-            _check_size("max_batch_size", max_batch_size)
-        elif device is not None or dtype is not None:
+            check_size("max_batch_size", max_batch_size)
+        elif device is not None:
             raise ValueError(
-                "device or dtype is given without max_batch_size; without it storage is allocated for the first keys "
-                "that come, as they are. Give max_batch_size too, or neither."
+                "device is given without max_batch_size; without it storage is allocated for the first keys that come, "
+                "where they are. Give max_batch_size too, or neither."
             )
-        shape, dtype = (max_batch_size or 0, *self._shape), dtype or getattr(torch, config.dtype or "float32")
-        self._keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in self._lengths]
-        self._values = [torch.zeros(shape, device=device, dtype=dtype) for _ in self._lengths]
+        shape, kind = (max_batch_size or 0, *self._shape), self.dtype or getattr(torch, config.dtype or "float32")
+        self._keys = [torch.zeros(shape, device=device, dtype=kind) for _ in self._lengths]
+        self._values = [torch.zeros(shape, device=device, dtype=kind) for _ in self._lengths]
 
     @property
     def batch_size(self) -> int:
         """Number of rows in use; 0 as long as nothing was stored."""
         return self._rows
+
+    def options(self) -> dict[str, Any]:
+        """The arguments that make another cache like this one."""
+        sizes = {"max_cache_len": self.max_cache_len, "max_batch_size": self.max_batch_size}
+        return {**self._made_of, **sizes, "dtype": self.dtype}
 
     def update(
         self, layer: int, k: Float[Tensor, "batch kv_head new d_head"], v: Float[Tensor, "batch kv_head new d_head"]
@@ -75,6 +85,7 @@ class StaticCache(CacheStore):
                 another shape or dtype, and where gradients are recorded.
         """
         self._check(layer, k, v)
+        k, v = self._stored(k), self._stored(v)
         start, end = self._lengths[layer], self._lengths[layer] + k.shape[2]
         found = []
         for stores, new in ((self._keys, k), (self._values, v)):
@@ -84,15 +95,15 @@ class StaticCache(CacheStore):
         for store, new in zip(found, (k, v), strict=True):
             store[:, :, start:end] = new
         self._rows, self._lengths[layer] = len(k), end
-        return found[0][:, :, :end], found[1][:, :, :end]
+        return self._given(found[0][:, :, :end]), self._given(found[1][:, :, :end])
 
     def keys(self, layer: int) -> Float[Tensor, "batch kv_head slot d_head"]:
         """The stored keys of a layer, after RoPE, as a view."""
-        return self._keys[layer][: self._rows, :, : self._lengths[layer]]
+        return self._given(self._keys[layer][: self._rows, :, : self._lengths[layer]])
 
     def values(self, layer: int) -> Float[Tensor, "batch kv_head slot d_head"]:
         """The stored values of a layer, as a view."""
-        return self._values[layer][: self._rows, :, : self._lengths[layer]]
+        return self._given(self._values[layer][: self._rows, :, : self._lengths[layer]])
 
     def reorder(self, rows: Int[Tensor, " batch"]) -> None:
         """Makes row i of the batch what row `rows[i]` was, in place where the storage has as many rows.
@@ -110,10 +121,20 @@ class StaticCache(CacheStore):
                 store[:count, :, :length] = picked
         self._rows = count
 
+    def set_state(self, numbers: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Takes over, empty as it is, what `state` gave."""
+        self._computed = check_dtype(numbers["computed"])
+        for name, stores in (("keys", self._keys), ("values", self._values)):
+            for layer in range(len(stores)):
+                part = tensors[f"{layer}.{name}"]
+                stores[layer] = self._store(stores[layer], part, 0)
+                stores[layer][: len(part), :, : part.shape[2]] = part
+                self._rows, self._lengths[layer] = len(part), part.shape[2]
+
     def reset(self) -> None:
         """Forgets everything; the storage stays."""
         self._lengths = [0] * len(self._lengths)
-        self._rows = 0
+        self._rows, self._computed = 0, None
 
     def get_max_cache_shape(self, layer_idx: int = 0) -> int:
         """How many positions there is room for."""
@@ -136,11 +157,7 @@ class StaticCache(CacheStore):
                 f"keys of shape {tuple(k.shape)} (batch, kv_head, new, d_head) do not fit a StaticCache of "
                 f"{self._shape[0]} key/value heads of width {self._shape[2]}. Make it with this model's config."
             )
-        if k.requires_grad or v.requires_grad:
-            raise ValueError(
-                "a StaticCache writes in place, so no gradient can be recorded through it. Use torch.no_grad(), or a "
-                "DynamicCache."
-            )
+        check_no_gradient(self, k, v)
         self._check_rows(len(k))
         start = self._lengths[layer]
         if start + k.shape[2] > self.max_cache_len:
@@ -156,8 +173,3 @@ class StaticCache(CacheStore):
                 f"{count} rows do not fit a StaticCache of max_batch_size={self.max_batch_size}. Beams and "
                 "num_return_sequences multiply the rows of a batch; make it larger, or leave max_batch_size out."
             )
-
-
-def _check_size(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1.")

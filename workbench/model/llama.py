@@ -24,7 +24,7 @@ from workbench.model.hook_point import HookPoint, Watchers
 from workbench.model.inputs import check_cache, check_embeddings, check_positions, check_token_ids
 from workbench.model.joined import Packed, project
 from workbench.model.linear import Linear
-from workbench.model.mask import Mask, Rule, build_mask, documents
+from workbench.model.mask import Mask, Rule, build_mask, cache_rules, documents
 from workbench.model.norm import LlamaRMSNorm
 from workbench.model.outputs import BaseModelOutputWithPast
 from workbench.model.pretrained import LlamaPreTrainedModel, initialise
@@ -227,7 +227,9 @@ class LlamaModel(LlamaPreTrainedModel):
             position_ids: rotary position of each new token; by default they count on from the cache's length. Without a
                 mask and a cache, positions that do not count on begin another document, which sees only itself: so
                 several texts are packed in one row.
-            past_key_values: a cache, extended in place; after an exception in a layer it is as it was before.
+            past_key_values: a cache, extended in place; after an exception in a layer it is as it was before. One that
+                forgets old positions adds its rules, `window(n)` and `sink(s)`, to whatever mask there is but a 4-D
+                mask or a whole `Mask`.
             use_cache: whether to make one if none is given; default `config.use_cache`.
             output_hidden_states: keep the embedding and each layer's output; default the config's.
             output_attentions: keep each layer's pattern, exact under every attention implementation; default the
@@ -246,7 +248,8 @@ class LlamaModel(LlamaPreTrainedModel):
         start = past_key_values.length if past_key_values is not None else 0
         q_pos = torch.arange(start, start + length)
         k_pos = past_key_values.positions(0, length) if past_key_values is not None else q_pos
-        mask = build_mask(attention_mask, q_pos, k_pos, batch, self.config.num_attention_heads, documents(positions))
+        heads, rules = self.config.num_attention_heads, cache_rules(past_key_values)
+        mask = build_mask(attention_mask, q_pos, k_pos, batch, heads, documents(positions), rules)
         mask = self.hook_mask(mask)
         rope = signed(*self.rotary_emb(x, check_positions(position_ids, q_pos, batch).to(x.device)))
         try:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from workbench.model.cache_rules import cache_rules, with_cache_rules
 from workbench.model.mask_rules import (
     Predicate,
     Rule,
@@ -37,6 +38,7 @@ __all__ = [
     "Predicate",
     "Rule",
     "build_mask",
+    "cache_rules",
     "causal",
     "check_rules",
     "custom",
@@ -51,7 +53,7 @@ __all__ = [
 ]
 
 ALL = slice(None)
-CAUSAL = causal().allows
+CAUSAL, WINDOW = causal().allows, window(1).allows
 Index = slice | Tensor  # a slice, or the indices themselves
 
 
@@ -91,7 +93,7 @@ class Mask:
         self.extra = bias
         self.batch = batch_of(self.rules)
         check_rules(self.rules, q_pos, k_pos)
-        only_causal = bias is None and [rule.allows for rule in self.rules] == [CAUSAL]
+        only_causal = bias is None and _felt(self.rules, q_pos, k_pos) == [CAUSAL]
         start = len(k_pos) - len(q_pos)
         # The queries are the last positions of an unbroken run: what a kernel's own causal flag means.
         run = torch.arange(len(k_pos))
@@ -207,6 +209,17 @@ class Mask:
         return rule(self.q_pos[q][:, None], self.k_pos[k][None], torch.arange(self.batch)[:, None, None])
 
 
+def _felt(rules: list[Rule], q_pos: Tensor, k_pos: Tensor) -> list[Predicate]:
+    """The rules that matter here: not windows wider than the text so far, nor exceptions from these alone."""
+    span = int(q_pos.max()) - int(k_pos.min()) if len(q_pos) and len(k_pos) else 0
+    names = {
+        rule.name
+        for rule in rules
+        if rule.excepts is None and not (rule.allows is WINDOW and span < cast(int, rule.parameters["n"]))
+    }
+    return [rule.allows for rule in rules if (rule.excepts or rule.name) in names]
+
+
 def _with_exceptions(rules: list[Rule]) -> Iterator[tuple[int, list[Rule]]]:
     """Number of every rule that may forbid, and it with the rules that make exceptions from it."""
     for bit, rule in enumerate(rules):
@@ -250,6 +263,7 @@ def build_mask(
     batch: int,
     heads: int,
     in_documents: Int[Tensor, "batch pos"] | None = None,
+    of_cache: Sequence[Rule] = (),
 ) -> Mask:
     """The mask of one forward.
 
@@ -271,15 +285,16 @@ def build_mask(
         batch: number of rows.
         heads: number of query heads.
         in_documents: the document each position is in, if there are several; for `None` and (batch, pos) only.
+        of_cache: rules that the cache needs, as from `cache_rules`; not for a 4-D mask or a whole `Mask`.
 
     Raises:
         TypeError: if it is none of these.
         ValueError: for another rank, size, number of heads or dtype, an empty list, and rules that do not fit (`Mask`).
     """
     if attention_mask is not None and not isinstance(attention_mask, Tensor):
-        return _from_rules(attention_mask, q_pos, k_pos, batch, heads)
+        return _from_rules(attention_mask, q_pos, k_pos, batch, heads, of_cache)
     empty = _empty(k_pos)
-    rules = [causal(), *empty]
+    rules = [causal(), *of_cache, *empty]
     if attention_mask is not None and attention_mask.dim() == 4:
         return _custom_mask(attention_mask.detach().cpu(), q_pos, k_pos, batch, heads, empty)
     if in_documents is not None:
@@ -303,7 +318,7 @@ def _empty(k_pos: Tensor) -> list[Rule]:
     return [] if bool((k_pos >= 0).all()) else [empty_slot()]
 
 
-def _from_rules(given: Any, q_pos: Tensor, k_pos: Tensor, batch: int, heads: int) -> Mask:
+def _from_rules(given: Any, q_pos: Tensor, k_pos: Tensor, batch: int, heads: int, of_cache: Sequence[Rule]) -> Mask:
     """The mask of a list of rules, or a mask that was made for the same positions."""
     if isinstance(given, Mask):
         if not (torch.equal(given.q_pos, q_pos) and torch.equal(given.k_pos, k_pos)):
@@ -335,7 +350,8 @@ def _from_rules(given: Any, q_pos: Tensor, k_pos: Tensor, batch: int, heads: int
         i, item = strange[0]
         raise TypeError(f"{needed}; item {i} of the list is a {type(item).__name__}, no rule such as causal().")
     has_empty = any(rule.name == "empty_slot" for rule in given)
-    return _checked_rows(Mask([*given, *([] if has_empty else _empty(k_pos))], q_pos, k_pos), batch)
+    rules = with_cache_rules(given, of_cache) if of_cache else given
+    return _checked_rows(Mask([*rules, *([] if has_empty else _empty(k_pos))], q_pos, k_pos), batch)
 
 
 def _checked_rows(mask: Mask, batch: int) -> Mask:

@@ -164,6 +164,11 @@ def custom(allowed: Bool[Tensor, "row q k"] | Bool[Tensor, "q k"]) -> Rule:
     return Rule("custom", "X", _custom, {"allowed": allowed.reshape(-1, *allowed.shape[-2:])}, by_cell=True)
 
 
+def kind_of(rule: Rule) -> str | None:
+    """The function here that made a rule, whatever the rule is called; `None` for one of the caller's own."""
+    return _MADE_BY.get(rule.allows)
+
+
 def batch_of(rules: Sequence[Rule]) -> int:
     """How many batch rows some rules tell apart; 1 where all rows agree."""
     return max((rule.rows for rule in rules if rule.parameters), default=1) or 1
@@ -222,7 +227,7 @@ def rules_as_data(rules: Iterable[Rule], lists: bool = True) -> list[dict[str, A
     """
     data = []
     for rule in rules:
-        kind = _MADE_BY.get(rule.allows)
+        kind = kind_of(rule)
         if kind is None:
             raise ValueError(
                 f"the rule {rule!r} is a function of its own and cannot be written as data; those that can are "
@@ -238,10 +243,13 @@ def rules_from_data(data: Sequence[Mapping[str, Any]]) -> list[Rule]:
     """The rules that `rules_as_data` wrote, with lists or with tensors.
 
     Raises:
+        TypeError: for an entry that is no dictionary.
         ValueError: for a name that is none, or parameters that do not fit it.
     """
     rules = []
     for entry in data:
+        if not isinstance(entry, Mapping):
+            raise TypeError(f'the data hold {entry!r}; a dictionary for each rule is needed, {{"rule": "causal"}}.')
         kind = entry.get("rule")
         if kind not in RULES:
             raise ValueError(f"there is no rule {kind!r}; there are {', '.join(RULES)}.")

@@ -1,0 +1,140 @@
+"""Checks and small helpers that the caches share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors in nested lists, tuples and dicts."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from tensors_in(item)
+
+
+def copied(value: Any) -> Any:
+    """Nested lists, tuples and dicts with all tensors copied."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: copied(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [copied(item) for item in value]
+    if isinstance(value, tuple):
+        items = [copied(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    return value
+
+
+def from_the_end(cache: Any, length: int) -> int:
+    """The length to crop to, where a negative one counts from the end.
+
+    Raises:
+        ValueError: if there are not so many positions.
+    """
+    if length < -cache.length:
+        raise ValueError(f"crop({length}): the cache holds {cache.length} positions only.")
+    return int(length + cache.length if length < 0 else length)
+
+
+def in_order(held: Int[Tensor, " slot"], needed: Int[Tensor, " pos"], source: Any, target: Any) -> Int[Tensor, " pos"]:
+    """The slot of each needed position.
+
+    Raises:
+        ValueError: if one of them is in no slot.
+    """
+    where = torch.full((source.length,), -1)
+    where[held[held >= 0]] = torch.nonzero(held >= 0)[:, 0]
+    slots = where[needed]
+    if len(needed) and bool((slots < 0).any()):
+        missing = needed[slots < 0]
+        raise ValueError(
+            f"a {target.name} cache of {source.length} positions needs {len(missing)} positions that the {source.name} "
+            f"cache no longer holds, from {int(missing[0])} to {int(missing[-1])}. Read the text again into it."
+        )
+    return slots
+
+
+STORAGE = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_dtype(dtype: Any) -> torch.dtype | None:
+    """A data type of storage, also by its name.
+
+    Raises:
+        ValueError: if it is none that keys and values can be stored in.
+    """
+    if isinstance(dtype, str):
+        dtype = getattr(torch, dtype, dtype)
+    if dtype is not None and dtype not in STORAGE:
+        raise ValueError(
+            f"dtype is {dtype!r}; keys and values are stored in {', '.join(map(str, STORAGE))}, or None for the data "
+            "type that they come in. For fewer bits use a quantized cache."
+        )
+    checked: torch.dtype | None = dtype
+    return checked
+
+
+def dtype_name(dtype: torch.dtype | None) -> str | None:
+    """A data type as `check_dtype` takes it from a file."""
+    return None if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def holds_exactly(stored: torch.dtype | None, computed: torch.dtype | None) -> bool:
+    """Whether a data type of storage has room for every number of the one that is computed in."""
+    if stored is None or computed is None:
+        return stored in (None, torch.float32)
+    return torch.promote_types(stored, computed) == stored
+
+
+def check_computed(before: torch.dtype | None, new: Tensor) -> torch.dtype:
+    """The data type that keys and values come in.
+
+    Raises:
+        ValueError: if it is another one than before.
+    """
+    if before not in (None, new.dtype):
+        raise ValueError(
+            f"keys or values of shape {tuple(new.shape)} ({new.dtype}, {new.device}) do not continue a cache of "
+            f"{before}. Use a new cache for another batch or model."
+        )
+    return new.dtype
+
+
+def check_continues(store: Tensor, new: Tensor) -> None:
+    """Raises `ValueError` unless `new` has the rows, heads, width, dtype and device of what is stored."""
+    rows, heads, _, width = store.shape
+    if new.shape != (rows, heads, new.shape[2], width) or new.dtype != store.dtype or new.device != store.device:
+        expected = (rows, heads, width)
+        raise ValueError(
+            f"keys or values of shape {tuple(new.shape)} ({new.dtype}, {new.device}) do not continue a cache of "
+            f"(batch, kv_head, ·, d_head) = {expected} ({store.dtype}, {store.device}). Use a new cache for another "
+            "batch or model."
+        )
+
+
+def check_no_gradient(cache: Any, *new: Tensor) -> None:
+    """Raises `ValueError` where a gradient would be lost."""
+    if any(t.requires_grad for t in new):
+        raise ValueError(
+            f"a {type(cache).__name__} writes in place, so no gradient can be recorded through it. Use "
+            "torch.no_grad(), or a DynamicCache."
+        )
+
+
+def check_size(name: str, value: Any, least: int = 1) -> int:
+    """A size that is a whole number.
+
+    Raises:
+        ValueError: naming it, if it is none.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}.")
+    return value
