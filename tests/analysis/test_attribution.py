@@ -247,6 +247,57 @@ def test_another_models_weights_are_noticed():
         logit_attribution(other, acts, 40)
 
 
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16], ids=str)
+@torch.no_grad()
+def test_tokens_that_are_alike_are_as_coarse_as_each_of_them(stored):
+    model = a_model(dtype=stored)
+    model.lm_head.weight[40] *= 1000
+    model.lm_head.weight[7] = model.lm_head.weight[40]
+    model.lm_head.weight[7, ::5] += 0.01
+    acts, out = run(model, (*POINTS, "logits"))
+    for position in range(LENGTH):
+        sums = logit_attribution(model, acts, 40, position, against=7, row=None).groupby("row")["contribution"].sum()
+        loose = 60 * torch.finfo(stored).eps * out[:, position, 40].abs().double()
+        apart = (out[:, position, 40] - out[:, position, 7]).double()
+        assert ((torch.tensor(sums.to_numpy()) - apart).abs() <= loose).all()
+    with edit(model, {"logits": lambda x: x + 0.1 * x.abs() * (torch.arange(97) == 40)}):
+        acts, _ = run(model, (*POINTS, "logits"))
+    with pytest.raises(ValueError, match="a gap of"):
+        logit_attribution(model, acts, 40, against=7)
+
+
+def test_a_token_that_is_named_twice_counts_once():
+    model = a_model()
+    acts, _ = run(model)
+    for split in (logit_attribution, accumulated_attribution):
+        assert split(model, acts, [40, 7, 40]).equals(split(model, acts, [40, 7]))
+
+
+@pytest.mark.parametrize("token", [40, np.int64(40), np.array(40), torch.tensor(40), torch.tensor([40])], ids=repr)
+def test_one_token_is_any_whole_number(token):
+    model = a_model()
+    acts, _ = run(model)
+    found = logit_attribution(model, acts, token, np.int64(3), torch.tensor(7), row=np.int64(1))
+    assert found.equals(logit_attribution(model, acts, 40, 3, 7, row=1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (dict(tokens=3.0), r"token is 3\.0; a whole number is needed"),
+        (dict(tokens=3, position=None), r"position is None; a whole number is needed"),
+        (dict(tokens=3, position=slice(2)), r"position is slice\(None, 2, None\); a whole number is needed"),
+        (dict(tokens=3, against=[4]), r"against is \[4\]; a whole number is needed"),
+        (dict(tokens=3, row=1.0), r"row is 1\.0; a whole number is needed"),
+    ],
+    ids=str,
+)
+def test_what_is_no_whole_number_is_refused(arguments, words):
+    model = a_model()
+    with pytest.raises(TypeError, match=words):
+        logit_attribution(model, run(model)[0], **arguments)
+
+
 @pytest.mark.parametrize("missing", ["embed", "z", "mlp_out", "resid_post"])
 def test_a_missing_point_is_named_with_what_to_capture(missing):
     model = a_model()

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import numpy as np
@@ -11,6 +12,7 @@ from workbench.analysis.attention_blocks import CELLS
 from workbench.analysis.heads import METRICS, find_heads, head_metrics
 from workbench.cache import DynamicCache
 from workbench.instrument import Activations, capture
+from workbench.model.mask import Rule, causal, document, padding
 
 FEW = 6  # so few different tokens that most of them come again
 N_REP = {"mha": 1, "mqa": 4, "padding mqa": 4, "only cached keys": 4, "additive 4-D": 1}
@@ -304,6 +306,37 @@ def test_heads_made_for_one_thing_are_found_by_a_function():
 def test_a_pattern_that_cannot_be_looked_for_is_refused(like, error, words):
     with pytest.raises(error, match=words):
         find_heads(case("gqa").acts, like)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_what_the_pattern_to_look_for_holds_in_masked_cells_does_not_matter(value):
+    like = np.where(np.tri(LENGTH, dtype=bool), case("gqa").patterns[1, 0, 2], value)
+    found = find_heads(case("gqa").acts, like)
+    assert found.equals(find_heads(case("gqa").acts, case("gqa").patterns[1, 0, 2]))
+    assert found.iloc[0][["layer", "head"]].tolist() == [1, 2]
+    like[9, 3] = value
+    with pytest.raises(ValueError, match=rf"like is {value} for query 9 and key 3, which may attend; finite weights"):
+        find_heads(case("gqa").acts, like)
+
+
+@pytest.mark.parametrize("top", [0, -1])
+def test_no_heads_cannot_be_asked_for(top):
+    with pytest.raises(ValueError, match=rf"top is {top}; 1 or more heads are needed"):
+        find_heads(case("gqa").acts, (0, 0), top=top)
+
+
+def test_rules_say_what_is_padding_and_what_is_a_document_whatever_they_are_called():
+    keep, numbers = torch.ones(1, LENGTH), DOCUMENTS.clone()
+    keep[0, :3] = 0
+    named = [causal(), padding(keep), document(numbers)]
+    renamed = [dataclasses.replace(rule, name=f"my {rule.name}") for rule in named]
+    own = [*named, Rule("padding", "Q", lambda q, k, keep: k < keep, {"keep": 900})]
+    ids = texts(most=FEW, seed=8)[0]
+    frames = [head_metrics(read(eager(), texts(), masks=lambda a, b, r=r: r).acts, ids) for r in (named, renamed, own)]
+    plain = head_metrics(read(eager(), texts(), masks=lambda a, b: [causal()]).acts, ids)
+    for frame in frames[1:]:
+        assert frame.equals(frames[0])
+    assert (frames[0]["first_token"] - plain["first_token"]).abs().max() > 0.01
 
 
 def test_a_search_that_is_stopped_gives_the_complete_layers():

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from tests.conftest import tiny_model
+from tests.memory import Largest
 from workbench.analysis.hidden import (
     component_sizes,
     cosine_similarity,
@@ -169,6 +170,27 @@ def test_more_components_than_there_are_are_refused(n):
         pca_trajectories(run(), n)
 
 
+@pytest.mark.parametrize("positions", [3, 8, 40], ids=["few", "as many as numbers", "many"])
+@pytest.mark.parametrize("unit", [False, True])
+def test_components_of_many_states_are_found_layer_by_layer(positions, unit):
+    x = torch.randn(12, positions, 8, generator=torch.Generator().manual_seed(2)) * torch.arange(1, 9)
+    wide = x.double().numpy()
+    wide = wide / np.sqrt((wide**2).mean(-1, keepdims=True)) if unit else wide
+    flat = wide.reshape(-1, 8)
+    _, values, right = np.linalg.svd(flat - flat.mean(0), full_matrices=False)
+    found = pca_trajectories(made(*x), 3, unit=unit)
+    np.testing.assert_allclose(np.abs(np.einsum("cd,cd->c", found.components, right[:3])), 1.0, atol=1e-5)
+    np.testing.assert_allclose(found.explained, values[:3] ** 2 / (values**2).sum(), rtol=1e-8)
+    np.testing.assert_allclose(found.coordinates, (wide - flat.mean(0)) @ found.components.T, atol=1e-4)
+
+
+def test_no_tensor_of_all_states_is_made():
+    acts = made(*torch.randn(30, 100, 16))
+    with Largest() as seen:
+        pca_trajectories(acts, 2)
+    assert 100 * 16 * 8 <= seen.nbytes <= 3 * 100 * 16 * 8
+
+
 def outliers(**options):
     """Ten layers of twenty positions: ±1 everywhere, but dimension 3 is 10 from layer 4 on, dimension 5 is −30 at the
     first position of all layers, and dimension 7 is 20 everywhere in one layer.
@@ -214,6 +236,15 @@ def test_what_counts_as_an_outlier_can_be_chosen(options, dimensions):
     assert found == dimensions if dimensions is not None else len(found) == x.shape[-1]
 
 
+@pytest.mark.parametrize(("large", "found"), [(2, []), (3, [5]), (4, [5])])
+def test_a_share_that_is_just_reached_counts(large, found):
+    x = np.ones((4, 50, 200))
+    x[:, :large, 5] = 30.0  # 3 of 50 states are 6 %
+    assert outlier_dimensions(made(*x))["dimension"].tolist() == found
+    one = outlier_dimensions(made(*x), layer_share=1.0, state_share=large / 50)
+    assert one[["layers", "states"]].to_numpy().tolist() == [[1.0, large / 50]]
+
+
 def test_the_embedding_is_no_layer_unless_it_is_asked_for():
     acts = made(np.ones((4, 40)))
     embed = np.ones((4, 40))
@@ -245,9 +276,44 @@ def test_only_layers_of_which_both_were_captured_are_compared():
         component_sizes(run("layers.0.attn_out", "layers.1.mlp_out"))
 
 
+LOOKS = {
+    "norms": residual_norms,
+    "cosine": lambda a, **options: cosine_similarity(a, layer=1, **options),
+    "pca": lambda a, **options: pca_trajectories(a, **options).to_pandas(),
+    "outliers": lambda a, **options: outlier_dimensions(a, 2.0, 0.0, 0.0, **options),
+    "sizes": component_sizes,
+}
+
+
+@pytest.mark.parametrize("which", LOOKS)
+def test_captures_that_gradients_flow_through_are_looked_at_too(which):
+    torch.manual_seed(0)
+    model, points = tiny_model(), ("embed", "resid_post", "attn_out", "mlp_out")
+    with capture(model, *points, gradients=True) as acts:
+        model(IDS).logits.sum().backward()
+    assert acts["resid_post", 1].requires_grad
+    np.testing.assert_allclose(LOOKS[which](acts), LOOKS[which](run(*points)), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("which", LOOKS)
+@pytest.mark.parametrize("one", [3, np.int64(3), np.array(3), torch.tensor(3), torch.tensor([3])], ids=repr)
+def test_one_position_is_any_whole_number(which, one):
+    acts = run("embed", "resid_post", "attn_out", "mlp_out")
+    options = {"row": np.int64(-1)}
+    assert LOOKS[which](acts, positions=one, **options).equals(LOOKS[which](acts, positions=[3], row=1))
+    several = torch.tensor([1, -2])
+    assert LOOKS[which](acts, positions=several, **options).equals(LOOKS[which](acts, positions=[1, -2], row=1))
+
+
 @pytest.mark.parametrize(
     ("look", "error", "words"),
     [
+        (lambda a: residual_norms(a, positions=2.0), TypeError, r"position is 2\.0; a whole number is needed"),
+        (lambda a: residual_norms(a, positions=[True]), TypeError, r"position is True; a whole number is needed"),
+        (lambda a: residual_norms(a, row=None), TypeError, r"row is None; a whole number is needed"),
+        (lambda a: residual_norms(a, row=-3), ValueError, r"row -3 does not exist; this capture has rows 0 … 1"),
+        (lambda a: residual_norms(a, layers=[1.0]), ValueError, r"layers has 1\.0; write numbers from 0, or 'embed'"),
+        (lambda a: cosine_similarity(a, position=slice(2)), TypeError, r"position is slice\(None, 2, None\); a whole"),
         (lambda a: residual_norms(a, "l1"), ValueError, r"kind is 'l1'; allowed are 'l2' and 'rms'"),
         (
             lambda a: residual_norms(a, keep=[1, 1]),

@@ -286,9 +286,51 @@ def test_the_newest_states_are_of_the_last_position_of_a_row():
     assert torch.equal(newest_states(acts, row=1), expected)
 
 
+@torch.no_grad()
+def test_a_state_that_is_not_finite_ranks_nothing():
+    model = a_model()
+    with edit(model, {"layers.1.resid_post": lambda x: x * torch.inf}), capture(model, "embed", "resid_post") as acts:
+        model(IDS)
+    lens = logit_lens(model, acts, k=4, tokens=[5])
+    for found in (lens.next_rank[:, :-1], lens.next_p[:, :-1], lens.token_rank[..., 0], lens.token_logprob[..., 0]):
+        assert np.isfinite(found[:2]).all()
+        assert np.isnan(found[2:]).all()
+    assert not lens.missing()
+    model.model.embed_tokens.weight[IDS[0, 2]] = torch.nan
+    with capture(model, "embed", "resid_post") as acts:
+        model(IDS)
+    lens = logit_lens(model, acts)
+    assert np.isnan(lens.next_rank[:, 2]).all()
+    assert not lens.missing(), "that no number is known of a column is all there is to know"
+
+
+@pytest.mark.parametrize("token", [5, np.int64(5), np.array(5), torch.tensor(5), torch.tensor([5])], ids=repr)
+def test_one_token_is_any_whole_number(token):
+    model, acts, _ = run()
+    lens = logit_lens(model, acts, [np.int64(1)], torch.tensor([3, 4]), tokens=token, k=np.int64(2))
+    assert lens.token_ids.tolist() == [5]
+    expected = logit_lens(model, acts, [1], [3, 4], tokens=[5], k=2)
+    np.testing.assert_array_equal(lens.token_rank, expected.token_rank)
+
+
+@pytest.mark.parametrize("k", [0, -1])
+def test_no_token_is_too_few(k):
+    model, acts, _ = run()
+    states = newest_states(acts)
+    for look in (
+        lambda: logit_lens(model, acts, k=k),
+        lambda: lens_step(model, states, k=k),
+        lambda: lens_columns(model, states[:, None], torch.tensor([-1]), k=k),
+    ):
+        with pytest.raises(ValueError, match=rf"k is {k}; 1 or more of the most likely tokens are needed"):
+            look()
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
+        (dict(tokens=[5.0]), TypeError, r"token is 5\.0; a whole number is needed"),
+        (dict(k=2.5), TypeError, r"k is 2\.5; a whole number is needed"),
         (dict(layers=[3]), KeyError, r"state after layer 3 was not captured; there are those after embed, 0, 1, 2"),
         (dict(layers=[-1]), ValueError, r"layers has -1; write numbers from 0, or 'embed'"),
         (dict(layers=["last"]), ValueError, r"layers has 'last'; write numbers from 0, or 'embed'"),

@@ -1,4 +1,7 @@
+import contextlib
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -243,9 +246,45 @@ def test_lists_and_one_dimension_are_texts_too():
     assert patch_mlp(model, CLEAN[0].tolist(), CORRUPTED[0], METRIC).equals(expected)
 
 
+@pytest.mark.parametrize("sweep", [patch_residual, patch_heads, patch_mlp])
+def test_only_the_layers_that_are_patched_are_captured(sweep, monkeypatch):
+    model, captured = tiny_model(), []
+
+    @contextlib.contextmanager
+    def watched(*arguments, **options):
+        with capture(*arguments, **options) as acts:
+            yield acts
+        captured.append(acts.layers)
+
+    monkeypatch.setattr(module, "capture", watched)
+    frame = sweep(model, CLEAN, CORRUPTED, METRIC, layers=[2, -3])
+    assert captured == [[0, 2]] * 2
+    whole = sweep(model, CLEAN, CORRUPTED, METRIC)
+    expected = pd.concat([whole[whole["layer"] == i] for i in (2, 0)], ignore_index=True)
+    assert frame.equals(expected), "bit for bit"
+    assert len(sweep(model, CLEAN, CORRUPTED, METRIC, layers=[])) == 0
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor], ids=["numpy", "torch"])
+def test_layers_heads_and_positions_are_any_whole_numbers(kind):
+    model, chosen = tiny_model(), kind([1, 2])
+    options = dict(layers=chosen, heads=chosen, positions=kind([2, -1]), per_position=True)
+    frame = patch_heads(model, CLEAN, CORRUPTED, METRIC, **options)
+    places = [[i, h, p] for i in (1, 2) for h in (1, 2) for p in (2, LENGTH - 1)]
+    assert frame[["layer", "head", "position"]].to_numpy().tolist() == places
+    assert {type(value) for value in frame["position"].tolist()} == {int}
+    assert frame["layer"].dtype == frame["position"].dtype == np.int64
+    one = patch_residual(model, CLEAN, CORRUPTED, METRIC, layers=kind(1), positions=kind(5))
+    assert one[["layer", "position"]].to_numpy().tolist() == [[1, 5]]
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
+        (dict(layers=[1.0]), TypeError, r"layer is 1\.0; a whole number is needed"),
+        (dict(positions=[None]), TypeError, r"position is None; a whole number is needed"),
+        (dict(batch_size=2.0), TypeError, r"batch_size is 2\.0; a whole number is needed"),
+        (dict(metric=logit_difference(3, 4.0)), TypeError, r"token is 4\.0; a whole number is needed"),
         (
             dict(clean_ids=CLEAN[:, :6]),
             ValueError,
@@ -262,7 +301,7 @@ def test_lists_and_one_dimension_are_texts_too():
         (dict(metric=lambda x: 3.0), ValueError, r"metric returned a float; one number for each row"),
         (dict(layers=[3]), ValueError, r"layer 3 does not exist; there are layers 0 … 2"),
         (dict(positions=[-9]), ValueError, r"position -9 does not exist; there are positions 0 … 7"),
-        (dict(batch_size=0), ValueError, r"batch_size is 0; 1 or more patches go into a forward"),
+        (dict(batch_size=0), ValueError, r"batch_size is 0; 1 or more patches in a forward are needed"),
     ],
 )
 def test_bad_input_is_refused(arguments, error, words):

@@ -19,7 +19,7 @@ def test_a_cancelled_forward_stops_before_the_next_layer(stop_at):
     ):
         model(IDS)
     assert begun == list(range(stop_at))
-    assert set(acts) == {f"layers.{i}.resid_post" for i in range(stop_at)}
+    assert len(acts) == len(acts.spans) == 0, "what did not end is not captured"
     assert hooks(model) == 0
 
 

@@ -9,6 +9,7 @@ from tests.conftest import tiny_model
 from workbench.cache import DynamicCache, StaticCache
 from workbench.instrument import POINTS, capture
 from workbench.instrument.series import Series
+from workbench.instrument.storage import SMALL, own
 
 IDS = torch.randint(1, 97, (2, 12), generator=torch.Generator().manual_seed(3))
 KINDS = ["mha", "gqa", "mqa"]
@@ -335,13 +336,26 @@ def test_numpy_views_and_edits_of_the_output_do_not_reach_a_capture():
     assert (out.logits == 5.0).all()
 
 
+def test_large_tensors_are_shared_until_somebody_writes_and_of_a_slice_nothing_else_is_kept(tmp_path):
+    x = torch.ones(SMALL + 1)
+    kept = own(x)
+    assert torch._C._is_cow_tensor(kept)
+    x.zero_()
+    assert kept.eq(1).all()
+    assert own(torch.ones(3, SMALL + 1)[1]).untyped_storage().nbytes() == kept.nbytes
+    elsewhere = torch.from_file(str(tmp_path / "numbers"), shared=True, size=SMALL + 1)  # not PyTorch's own memory
+    kept = own(elsewhere)
+    elsewhere.fill_(2)
+    assert kept.eq(0).all()
+
+
 @torch.no_grad()
 def test_joining_frees_the_parts(monkeypatch):
     model, cache = tiny_model(), DynamicCache()
     with capture(model, "resid_post", layers=[0]) as acts:
         for i in range(6):
             model(IDS[:, i : i + 1], past_key_values=cache)
-    assert acts["resid_post", 0] is acts["resid_post", 0]
+    assert torch.equal(acts["resid_post", 0], acts["resid_post", 0])
     assert len(acts.series("layers.0.resid_post").parts) == 1
     assert torch.equal(acts.step(("resid_post", 0), 4), acts["resid_post", 0][:, 4:5])
     gc.collect()

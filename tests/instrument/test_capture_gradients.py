@@ -50,3 +50,29 @@ def test_gradients_that_cannot_flow_are_an_error():
     with pytest.raises(ValueError, match=r"'layers\.0\.q' has no gradient\. Capture it with gradients=True"):
         acts.grad(("q", 0))
     assert hooks(model) == 0
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("use_cache", [True, False], ids=["cache", "no cache"])
+@pytest.mark.parametrize("name", [*FUSED[1:-2], "scores", "pattern"])
+def test_what_was_looked_at_is_what_gradients_flow_through(name, use_cache, attention):
+    model, found = tiny_model(attn_implementation=attention), []
+    for _ in range(2):
+        with capture(model, name, layers=[1], gradients=True) as acts:
+            score = model(IDS, use_cache=use_cache).logits.square().sum()
+        found.append((acts, score, acts[name, 1]))
+    (acts, score, kept), (_, other_score, other) = found
+    score.backward()
+    assert acts[name, 1] is kept
+    torch.testing.assert_close(acts.grad((name, 1)), torch.autograd.grad(other_score, other)[0])
+
+
+def test_gradients_of_several_forwards_that_were_looked_at_before():
+    model = tiny_model()
+    with capture(model, "resid_post", layers=[1], gradients=True) as acts:
+        score = model(IDS[:, :5]).logits.sum() + model(IDS[:, 5:]).logits.square().sum()
+    assert acts["resid_post", 1].shape == (2, 12, 32)
+    parts = [acts.step(("resid_post", 1), i) for i in (0, 1)]
+    score.backward()
+    assert torch.equal(acts.grad(("resid_post", 1)), torch.cat([part.grad for part in parts], 1))
+    assert parts[1].grad.abs().sum() > 0

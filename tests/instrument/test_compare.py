@@ -122,3 +122,25 @@ def test_the_numbers_of_a_point_are_a_table(options):
     assert list(pattern.index.names) == ["batch", "q_head", "q_pos"]
     assert list(pattern.columns) == list(range(12))
     np.testing.assert_allclose(pattern.sum(axis=1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
+def test_a_number_that_is_none_on_one_side_differs(wrong):
+    a, b = Activations(), Activations()
+    a.append("layers.0.q", torch.ones(1, 3, 1, 2))
+    b.append("layers.0.q", torch.ones(1, 3, 1, 2).index_fill(1, torch.tensor([2]), wrong))
+    for found in (a.diff(b), b.diff(a)):
+        row = found.table.iloc[0]
+        assert found
+        assert found.first == "layers.0.q"
+        assert (row["max"], row["position"], row["same_bits"]) == (torch.inf, 2, False)
+    assert not b.diff(b)
+
+
+def test_captures_with_gradients_are_tables_too():
+    model = tiny_model()
+    with capture(model, "z", "resid_post", layers=[1], gradients=True) as acts:
+        model(IDS)
+    assert acts.to_pandas()["rms"].gt(0).all()
+    assert acts.to_pandas(("resid_post", 1)).shape == (24, 32)
+    assert not acts.diff(acts)

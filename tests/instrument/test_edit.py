@@ -346,7 +346,7 @@ def test_a_forward_of_another_thread_in_the_middle_of_an_edited_one():
         ("layers.0.z", 12, 0), ("layers.1.z", 12, 0), ("layers.2.z", 12, 0), ("logits", 12, 0)
     ]  # fmt: skip
     assert all(site.mask.is_causal and len(site.mask.q_pos) == 12 for site in sites)
-    assert active.hits == [72, 24]
+    assert (active.hits, active.unchanged) == ([72, 0], [0, 24])
 
 
 @torch.no_grad()

@@ -64,6 +64,15 @@ def test_no_hook_is_left_if_hooking_itself_fails(monkeypatch):
     assert hooks(model) == 0
 
 
+@torch.no_grad()
+def test_a_point_behind_the_model_is_not_edited_before_a_forward_ran():
+    model, x = tiny_model(), torch.randn(1, 5, 97)
+    with edit(model, {"logits": double}) as active:
+        assert torch.equal(model.hook_logits(x), x)
+        model(IDS)
+    assert active.hits == [24]
+
+
 # --- hits
 
 
@@ -89,5 +98,5 @@ def test_hits_count_rows_of_each_layer_and_edges_of_each_head():
     )
     with edit(model, {"z": double, "layers.1.mask": lambda mask: mask}) as active:
         model(IDS)
-    assert active.hits == [3 * 24, 12]
+    assert (active.hits, active.unchanged) == ([3 * 24, 0], [0, 12])
     assert active.effects[0].what == "the edit of 'z' by double"

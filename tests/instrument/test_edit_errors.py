@@ -9,7 +9,7 @@ from workbench.cache import DynamicCache
 from workbench.instrument.edit import edit
 from workbench.instrument.edit_site import EditError
 from workbench.instrument.edits import add, knock_out, mean, patch, scale, swap_kv, zero
-from workbench.model.mask import Mask
+from workbench.model.mask import Mask, padding
 
 
 def double(x):
@@ -121,6 +121,8 @@ def test_positions_behind_the_trained_length_are_allowed_where_it_has_no_end():
         (lambda: zero(3), TypeError, r"zero: hook points are named by texts such as 'resid_post'; got \(3,\)\."),
         (lambda: scale("z", "2"), TypeError, r"factor is '2'; a number is needed\."),
         (lambda: scale("z", float("inf")), ValueError, r"scale: the factor is inf; a finite number is needed\."),
+        (lambda: add("z", float("nan")), ValueError, r"vector is nan; a finite number is needed\."),
+        (lambda: add("z", -float("inf")), ValueError, r"vector is -inf; a finite number is needed\."),
         (lambda: add("z", [1.0]), TypeError, r"vector is \[1\.0\]; a number is needed\."),
         (lambda: add("z", torch.ones(8).long()), TypeError, r"add: values are tensors of float32, float64, float16, b"),
         (lambda: add("z", torch.ones(0)), TypeError, r"that are not empty; got torch\.float32 of shape \(0,\)\."),
@@ -187,6 +189,24 @@ def test_a_function_at_a_mask_returns_a_mask_of_the_same_positions(function, fou
     model = tiny_model()
     with pytest.raises(EditError, match=message), edit(model, {"mask": function}):
         model(IDS)
+
+
+@pytest.mark.parametrize(
+    ("function", "found"),
+    [
+        (lambda mask: mask.with_rules(padding(torch.ones(3, 12))), r"padding\(keep=\(3, 12\)\) is for 3 batch rows;"),
+        (lambda mask: Mask(mask.rules, mask.q_pos, mask.k_pos, torch.zeros(1, 3, 12, 12)), r"for 1 batch rows and 3 h"),
+        (lambda mask: Mask(mask.rules, mask.q_pos, mask.k_pos, torch.zeros(3, 1, 12, 12)), r"for 3 batch rows and 1 h"),
+    ],
+    ids=["rows of a rule", "heads", "rows of a bias"],
+)  # fmt: skip
+@torch.no_grad()
+def test_a_function_at_a_mask_returns_one_for_this_batch_and_these_heads(function, found):
+    model = tiny_model()
+    message = r"^the edit of 'mask' by <lambda> returned a Mask at 'layers\.0\.mask' that this forward cannot use: .*"
+    with pytest.raises(EditError, match=message + found), edit(model, {"mask": function}):
+        model(IDS)
+    assert hooks(model) == 0
 
 
 # --- at the end: what did not take effect

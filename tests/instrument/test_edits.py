@@ -6,10 +6,12 @@ import torch
 from tests.conftest import hooks, tiny_model
 from tests.instrument.edit_references import IDS, KINDS, OTHER, VECTOR, A, assert_same, edited, hooked, put
 from workbench.cache import DynamicCache
-from workbench.instrument import capture
+from workbench.instrument import POINTS, capture
 from workbench.instrument.edit import edit
-from workbench.instrument.edit_site import EditError, rows_at
-from workbench.instrument.edits import add, mean, scale, zero
+from workbench.instrument.edit_apply import changed, edges_of
+from workbench.instrument.edit_site import EditError, Site, rows_at
+from workbench.instrument.edits import add, knock_out, mean, scale, zero
+from workbench.model.mask import Mask, causal, custom, padding
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -103,7 +105,7 @@ def test_scaling_is_multiplying():
 
     expected = hooked(model, (1, "self_attn.o_proj"), change, before=True)
     assert_same(edited(model, scale("z", -2.5, heads=1, layers=[1])), expected, model(IDS).logits)
-    assert torch.equal(edited(model, scale("act", 1.0)), hooked(model, "mlp.hook_act", lambda x: x))
+    assert torch.equal(edited(model, scale("act", 0.5)), hooked(model, "mlp.hook_act", lambda x: x * 0.5))
 
 
 @pytest.mark.parametrize("where", ["layers.1.resid_post", "blocks.1.hook_resid_post", "layers.-2.resid_post"])
@@ -175,6 +177,57 @@ def test_the_mean_leaves_padding_out(point):
     assert_same(edited(model, mean(point), ids, attention_mask=mask)[1, 4:], alone[0])
 
 
+PADDED = torch.ones(2, 12, dtype=torch.long)
+PADDED[1, :4] = 0
+TRIANGLE = torch.ones(12, 12, dtype=torch.bool).tril()
+SEEN = TRIANGLE & PADDED[:, None, None].bool()  # (batch, 1, q, k)
+PADDINGS = {
+    "rules": [causal(), padding(PADDED)],
+    "booleans": SEEN,
+    "additive": torch.zeros(SEEN.shape).masked_fill(~SEEN, torch.finfo(torch.float32).min),
+    "Mask": Mask([causal(), custom(SEEN[:, 0])], torch.arange(12), torch.arange(12)),
+}
+
+
+@pytest.mark.parametrize("point", ["embed", "z", "mlp_out", "logits"])
+@pytest.mark.parametrize("mask", PADDINGS.values(), ids=PADDINGS)
+@torch.no_grad()
+def test_padding_is_left_out_however_it_is_said(mask, point):
+    model, found = tiny_model(), []
+    with edit(model, {point: lambda x, site: found.append(site) or x, "mask": lambda m: m.with_rules(causal())}):
+        model(IDS, attention_mask=mask)
+    assert all(torch.equal(site.tokens, PADDED.bool()) for site in found)
+    expected = edited(model, mean(point), attention_mask=PADDED)
+    assert_same(edited(model, mean(point), attention_mask=mask)[:, 4:], expected[:, 4:])
+
+
+@torch.no_grad()
+def test_a_token_that_an_edit_hides_from_all_is_no_padding():
+    model, found = tiny_model(), []
+    hidden = edit(model, [knock_out(1, keys=[3]), knock_out(1, keys=[5], heads=[0, 1, 2, 3])])
+    with hidden, edit(model, {"layers.1.z": lambda x, site: found.append(site) or x}):
+        model(IDS, attention_mask=PADDINGS["booleans"])
+    assert torch.equal(found[0].tokens, PADDED.bool())
+
+
+@torch.no_grad()
+def test_the_mean_of_a_row_without_tokens_is_zero():
+    mask = torch.ones(2, 12, dtype=torch.long)
+    mask[1] = 0
+    model = tiny_model()
+    with edit(model, mean("mlp_out", layers=0)), capture(model, "layers.0.mlp_out") as acts:
+        model(IDS, attention_mask=mask)
+    assert acts["mlp_out", 0][0].abs().sum() > 0
+    assert (acts["mlp_out", 0][1] == 0).all()
+
+
+def test_a_mean_in_half_precision_is_as_large_as_what_it_is_of():
+    """The sum over the positions is not: 12 times 10⁴ is beyond float16."""
+    x = torch.full((1, 12, 32), 1e4, dtype=torch.float16)
+    site = Site("layers.0.mlp_out", 0, torch.arange(12), torch.ones(1, 12, dtype=torch.bool), None, 0)
+    assert (changed(mean("mlp_out"), POINTS["mlp_out"], x, site, torch.arange(12)) == 1e4).all()
+
+
 @torch.no_grad()
 def test_a_given_mean():
     model = tiny_model()
@@ -221,6 +274,30 @@ def test_the_mean_of_a_capture_in_chunks_and_of_half_precision():
     torch.testing.assert_close(found, expected)
 
 
+def test_a_mean_is_as_precise_as_what_it_is_of():
+    x = torch.randn(1, 12, 32, dtype=torch.float64) + 1e6
+    site = Site("layers.0.mlp_out", 0, torch.arange(12), torch.ones(1, 12, dtype=torch.bool), None, 0)
+    found = changed(mean("mlp_out"), POINTS["mlp_out"], x, site, torch.arange(12))
+    torch.testing.assert_close(found[:, 0], x.mean(1), rtol=1e-14, atol=0)
+
+
+@torch.no_grad()
+def test_a_mean_of_some_positions_of_a_text_read_in_chunks_is_refused():
+    message = (
+        r"mean\('mlp_out', layers=\[1\], positions=\[2\]\) took the mean over the positions of one forward, and at "
+        r"'layers.1.mlp_out' another one goes on with positions 4 … 7,.*Give the mean: a tensor, or a capture"
+    )
+    model, cache = tiny_model(), DynamicCache()
+    with edit(model, mean("mlp_out", layers=1, positions=[2])):
+        model(IDS[:, :4], past_key_values=cache)
+        with pytest.raises(EditError, match=message):
+            model(IDS[:, 4:8], past_key_values=cache)
+    with edit(model, mean("mlp_out", layers=1, positions=[2])) as active:
+        model(IDS[:, :4])
+        model(OTHER[:, :8])  # another text
+    assert active.hits == [4]
+
+
 @torch.no_grad()
 def test_a_mean_that_the_texts_split_would_decide_is_refused():
     model, cache = tiny_model(), DynamicCache()
@@ -247,3 +324,9 @@ def test_an_empty_slot_of_a_cache_is_no_position():
     assert rows_at(None, slots).tolist() == [0, 2, 3]
     assert rows_at(slice(4, None), slots).tolist() == [0, 3]
     assert rows_at((2, 7, 9), slots).tolist() == [2, 3]
+
+
+def test_an_empty_slot_of_a_cache_is_no_key():
+    mask = Mask([causal()], torch.tensor([7]), torch.tensor([4, -1, 7]))
+    assert edges_of(knock_out(queries=7), mask).tolist() == [[True, False, True]]
+    assert edges_of(knock_out(edges=[(7, 4)]), mask).tolist() == [[True, False, False]]

@@ -207,3 +207,54 @@ def test_a_missing_file_is_said_to_be(tmp_path):
 
 def test_every_kind_of_point_is_in_these_cases():
     assert set(POINTS) == {name.rpartition(".")[2] for name in captured(tiny_model(), "*")}
+
+
+def test_a_file_that_another_one_takes_the_place_of_is_read_on(tmp_path):
+    path, model = tmp_path / "a.safetensors", tiny_model()
+    acts, other = captured(model, "resid_post", split=(5,)), captured(model, "resid_post", split=(7,), positions=[2])
+    acts.save(path)
+    read = Activations.load(path)
+    other.save(path)
+    assert torch.equal(read["resid_post", 1], acts["resid_post", 1])
+    assert torch.equal(Activations.load(path)["resid_post", 1], other["resid_post", 1])
+    read.save(path)  # in its own place
+    again = Activations.load(path)
+    path.unlink()
+    for found in (read, again):
+        assert torch.equal(found["resid_post", 2], acts["resid_post", 2])
+
+
+def test_a_file_that_is_written_over_is_refused(tmp_path):
+    path, model = tmp_path / "a.safetensors", tiny_model()
+    captured(model, "q").save(path)
+    captured(model, "k").save(tmp_path / "b.safetensors")
+    read = Activations.load(path)
+    with path.open("r+b") as file:
+        file.write((tmp_path / "b.safetensors").read_bytes())
+    with pytest.raises(
+        ValueError, match=r"a\.safetensors was written over since this capture was loaded from it\. Load"
+    ):
+        read["q", 1]
+
+
+def test_a_capture_that_was_read_is_written_with_what_is_known_of_its_model(tmp_path):
+    model = tiny_model()
+    captured(model, "q", split=(4,)).save(tmp_path / "a.safetensors")
+    read = Activations.load(tmp_path / "a.safetensors")
+    read.save(tmp_path / "b.safetensors")
+    more = Activations()
+    more.extend(read)
+    more.save(tmp_path / "c.safetensors")
+    for name in "bc":
+        manifest = Activations.load(tmp_path / f"{name}.safetensors").manifest
+        assert manifest["model"] == read.manifest["model"] == model_hash(model)
+        assert manifest["config"]["num_hidden_layers"] == 3
+
+
+def test_masks_of_single_layers_are_read_back(tmp_path):
+    acts = captured(tiny_model(), "mask", split=(5,), mask=PADDED)
+    acts.crop(8)
+    acts.save(tmp_path / "a.safetensors")
+    read = Activations.load(tmp_path / "a.safetensors")
+    for step in (0, 1):
+        assert torch.equal(read.mask(1, step).reasons(), acts.mask(1, step).reasons())

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from tests.conftest import tiny_config, tiny_model
+from workbench.config import ACTIVATIONS
 from workbench.instrument import capture, resolve
 from workbench.instrument.selfcheck import INVARIANTS, selfcheck
 from workbench.model import LlamaModel
 from workbench.model.mask import Mask
+from workbench.model.quantized import QuantizedEmbedding
 
 KINDS = ["mha", "gqa", "mqa"]
 ROPE = {
@@ -85,6 +87,18 @@ def test_quantized_weights_pass():
     assert wrong(quantize(model, "int8")) == set()
 
 
+def test_a_quantized_embedding_passes():
+    model = tiny_model("gqa", tie_word_embeddings=True)
+    embedding = QuantizedEmbedding(97, 32, torch.float32, 0).set_weight(model.model.embed_tokens.weight.detach())
+    model.model.embed_tokens, model.lm_head = embedding, embedding.as_output()
+    assert wrong(model) == set()
+
+
+@pytest.mark.parametrize("name", [*ACTIVATIONS, torch.sigmoid], ids=str)
+def test_every_activation_passes(name):
+    assert wrong(tiny_model("gqa", hidden_act=name)) == set()
+
+
 def test_a_model_without_a_head_is_checked_but_for_the_logits():
     found = selfcheck(LlamaModel(tiny_config()).eval(), verbose=False)
     assert found.passed
@@ -146,6 +160,32 @@ def test_a_planted_bug_is_noticed_and_said_where(kind, rope, bug, noticed, monke
     model = with_rope(kind, rope)
     bug(model, monkeypatch)
     assert noticed <= wrong(model)
+
+
+@pytest.mark.parametrize(
+    ("at", "setting", "value", "noticed"),
+    [
+        ("layers.1.input_layernorm", "variance_epsilon", 10.0, "attn_norm is RMSNorm of resid_pre"),
+        ("layers.1.post_attention_layernorm", "variance_epsilon", 1e-2, "mlp_norm is RMSNorm of resid_mid"),
+        ("norm", "variance_epsilon", 10.0, "final_norm is RMSNorm of the last resid_post"),
+        ("layers.1.mlp", "act_fn", torch.relu, "act is act_fn(gate) · up"),
+        ("layers.1.self_attn", "scaling", 0.4, "scores are q_rot · k_cached / √d_head, masked"),
+    ],
+    ids=lambda x: str(x),
+)
+def test_a_module_that_is_set_otherwise_than_the_config_is_noticed(at, setting, value, noticed):
+    model = tiny_model()
+    setattr(model.model.get_submodule(at), setting, value)
+    assert wrong(model) == {noticed}
+
+
+def test_the_first_layer_is_not_compared_with_itself():
+    """There is no layer before it; the embedding is what it is compared with."""
+    model = tiny_model()
+    model.model.hook_embed.register_forward_hook(lambda module, args, out: out * torch.nan)
+    name = "resid_pre is resid_post of the layer before"
+    [check] = [check for check in selfcheck(model, verbose=False).checks if check.name == name]
+    assert check.layer != 0
 
 
 # For every invariant, a point whose output is changed after it was captured, or before.

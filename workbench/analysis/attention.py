@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.analysis.attention_blocks import MASKED, Block, score_blocks
+from workbench.analysis.attention_blocks import Block, score_blocks
 from workbench.analysis.attention_pool import Pooling, Reduce, Squares
 from workbench.analysis.attention_rollout import rollout, rollout_row
 from workbench.analysis.attention_sources import Source
@@ -85,14 +86,19 @@ class AttentionMap:
 
     Args:
         acts: a capture of `q_rot` and `k_rot`. Of a capture of some positions or heads, these can be looked at.
-        length: how many positions of it to look at; default all.
+        length: how many positions of it to look at; default all. Their weights are those of the forwards all the same:
+            where the mask let them see later positions, rows sum to less than 1.
         mask: what was applied to these positions, instead of what the capture says; keys are then those of `k_rot`.
-        scale: what scores are multiplied by; 1/√d_head unless the model says otherwise.
-        row: which row of the batch.
+        scale: what scores are multiplied by; default what each layer multiplied by.
+        row: which row of the batch, negative ones from the end.
 
     Raises:
         ValueError: for forwards that do not continue each other from one position to the next, forwards of an unknown
-            mask that was not simply causal, and a length that was not captured.
+            mask that was not simply causal, a length that was not captured, and a row that does not exist; when looked
+            at, for layers whose attention is known to have used other keys than those of `k_rot`.
+
+    Warns:
+        UserWarning: for a cache that rounds keys, without `k_cached`.
     """
 
     def __init__(
@@ -105,6 +111,12 @@ class AttentionMap:
     ) -> None:
         self.acts = acts
         self.source = Source(acts, length, mask, scale, row)
+        if mask is None and any(span.lossy for span in acts.spans) and not any("k_cached" in name for name in acts):
+            warnings.warn(
+                "the cache of this text rounds keys, and what it gave back was not captured: attention is that of the "
+                "keys as they were computed. Capture 'k_cached' (and 'v_cached') too for that which was applied.",
+                stacklevel=2,
+            )
 
     @property
     def length(self) -> int:
@@ -117,21 +129,23 @@ class AttentionMap:
         return self.source.layers
 
     def row(self, layer: int, head: int, q: int) -> Array:
-        """Weights of one query on every key up to it, (q + 1,).
+        """Weights of one query on every key up to it, (q + 1,); on later ones too where the mask lets it see them.
 
         Raises:
             KeyError: for a layer that was not captured.
             ValueError: for a head or a query that does not exist or was not captured.
         """
-        row = np.zeros(q + 1, np.float32)
-        weights = alone(lambda: self._one(layer, head, q).pattern())[0, 0, : q + 1].cpu().numpy()
+        block = alone(lambda: self._one(layer, head, q))
+        seen = block.may_attend()[0, 0, : self.length].nonzero()
+        row = np.zeros(max(q, int(seen[-1]) if len(seen) else 0) + 1, np.float32)
+        weights = block.pattern()[0, 0, : len(row)].cpu().numpy()
         row[: len(weights)] = weights
         return row
 
     def stats(self, layer: int, head: int, q: int) -> RowStats:
         """The largest score of one query and the logarithm of the sum of their exponentials. Errors as of `row`."""
-        scores = alone(lambda: self._one(layer, head, q)).scores[0, 0]
-        allowed = scores[scores > MASKED / 2]
+        block = alone(lambda: self._one(layer, head, q))
+        allowed = block.scores[0, 0, block.may_attend()[0, 0]]
         if not len(allowed):
             return RowStats(-np.inf, -np.inf)
         return RowStats(float(allowed.max()), float(allowed.logsumexp(0)))
@@ -142,7 +156,8 @@ class AttentionMap:
 
         def fill() -> None:
             for block in self._blocks(layer, [head], 0, self.length):
-                whole[block.start : block.stop, : block.scores.shape[2]] = block.pattern()[0].cpu().numpy()
+                part = block.pattern()[0, :, : self.length].cpu().numpy()
+                whole[block.start : block.stop, : part.shape[1]] = part
 
         alone(fill)
         return whole
@@ -156,7 +171,7 @@ class AttentionMap:
             for block in self._blocks(layer, [head], s.q0, s.q1):
                 part = block.scores[0, :, s.k0 : s.k1].cpu().numpy()
                 rows = found[block.start - s.q0 : block.stop - s.q0, : part.shape[1]]
-                np.copyto(rows, part, where=part > MASKED / 2)
+                np.copyto(rows, part, where=block.may_attend()[0, :, s.k0 : s.k1].cpu().numpy())
 
         alone(fill)
         return found
@@ -172,6 +187,7 @@ class AttentionMap:
             KeyError: for a layer that was not captured.
             ValueError: for a head that does not exist, a query that was not captured, a range or size without a cell,
                 another reduction.
+            TypeError: for a range that is no slice.
         """
         return self._tile(layer, head, q, k, size, reduce, None)
 
@@ -213,6 +229,8 @@ class AttentionMap:
             should_stop: asked between blocks, from several threads; a layer that is not complete is not given.
         """
         squares = Squares.of(EVERY, EVERY, self.length, size)
+        if heads is not None and not len(heads):
+            raise ValueError("heads is empty; name some, or leave it out for all that were captured.")
 
         def pictures(layer: int) -> Thumbnails | None:
             chosen = self.source.heads(layer) if heads is None else tuple(sorted(set(heads)))
@@ -233,7 +251,8 @@ class AttentionMap:
 
         Attention of all heads averaged, half of it kept for the residual stream, multiplied up the layers: how much
         of each token there is in a position, if attention were all that mixes them (Abnar & Zuidema 2020,
-        arXiv 2005.00928). Rows sum to 1; a position that attends to nothing stays itself.
+        arXiv 2005.00928). Rows sum to 1, unless positions behind `length` are seen; a position that attends to nothing
+        stays itself.
 
         Args:
             layers: which ones, from the lowest; default all, which have to be captured from 0 on.
@@ -266,7 +285,8 @@ class AttentionMap:
 
     def _check_query(self, q: int) -> None:
         if not 0 <= q < self.length:
-            raise ValueError(f"query {q} does not exist; this map has positions 0 … {self.length - 1}.")
+            there = f"positions 0 … {self.length - 1}" if self.length else "no positions"
+            raise ValueError(f"query {q} does not exist; this map has {there}.")
 
     def _tile(
         self,

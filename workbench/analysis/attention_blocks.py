@@ -16,9 +16,10 @@ from workbench.analysis.attention_sources import Forward, Source, Stretch
 
 # Cells of all heads of a block: 2 MB of scores and 2 MB of weights, which stay in a core's cache.
 CELLS = 1 << 19
-LEAST = 32
-# Stands for −∞ inside: its product with 0 is 0, not NaN, and adding a score to it leaves it as it is.
-MASKED = -1e30
+LEAST = 32  # rows: with fewer, products are slow
+# Stands for −∞ inside: its product with 0 is 0, not NaN, and adding a score to it leaves it as it is. Lower than what
+# an additive mask can add without forbidding, which is half of the lowest number there is, −1.7e38.
+MASKED = -3e38
 
 
 @dataclasses.dataclass
@@ -27,7 +28,8 @@ class Block:
 
     Attributes:
         start: position of the first query.
-        scores: `MASKED` where the query may not attend; keys from position 0, those behind the last are masked.
+        scores: `MASKED` where the query may not attend; keys from position 0, those behind the last are masked. Where
+            the mask lets queries see later positions, keys behind the map's `length` are among them.
         allowed: what the masks allow; `None` where a query sees every key up to itself.
         stretch: where its keys and values are.
     """
@@ -63,7 +65,7 @@ class Block:
 def score_blocks(source: Source, layer: int, heads: Sequence[int], start: int, stop: int) -> Iterator[Block]:
     """Scores of queries `start` to `stop` on all keys, in blocks. Memory is O(rows · T + T · d_head).
 
-    Where nothing but causality masks, keys behind a block's last query are not computed.
+    Keys behind a block's last query are computed only where the mask lets queries see them.
 
     Args:
         source: where queries, keys and masks are.
@@ -73,19 +75,25 @@ def score_blocks(source: Source, layer: int, heads: Sequence[int], start: int, s
         KeyError: for a layer that was not captured.
         ValueError: for a head that does not exist, or a query or key that was not captured.
     """
+    source.check_heads(layer, heads)
+    if start >= stop:
+        return
     queries = source.queries(layer, heads, start, stop)  # (q, head, d_head)
-    groups, scale = source.groups(layer, heads), source.scale_of(queries.shape[2])
-    most = _rows_of_block(source, layer, len(heads), stop)
-    size = len(heads) * min(most, stop - start) * (stop if source.is_causal(layer) else source.length)
+    groups, scale = source.groups(layer, heads), source.scale_of(layer, queries.shape[2])
+    stretches = source.stretches(layer, start, stop)
+    width = max(source.reach(stretch.forwards, stretch.start, stretch.stop) for stretch in stretches)
+    # Short blocks skip more of what is above the diagonal, long ones cost fewer calls.
+    most = max(1, LEAST // len(heads), min(CELLS // (len(heads) * width), max(64, width // 8)))
+    size = len(heads) * min(most, stop - start) * width
     scores, weights = queries.new_empty(size), queries.new_empty(size)
     future = queries.new_full((min(most, stop - start),) * 2, MASKED).triu_(1)  # above the diagonal
-    for stretch in source.stretches(layer, start, stop):
+    for stretch in stretches:
         keys = source.keys(layer, stretch, [kv for _, _, kv in groups])  # (k, kv_head, d_head)
         for first in range(stretch.start, stretch.stop, most):
             last = min(first + most, stretch.stop)
             allowed, bias, count, rows = None, None, last, last - first
             if stretch.forwards:
-                allowed, bias, count = _rules(source, stretch.forwards, heads, first, last)
+                allowed, bias, count = _rules(source, stretch.forwards, heads, first, last, len(keys))
             block = scores[: len(heads) * rows * count].view(len(heads), rows, count)
             for place, (low, high, _) in enumerate(groups):
                 part = queries[first - start : last - start, low:high].transpose(0, 1).flatten(0, 1)
@@ -97,23 +105,15 @@ def score_blocks(source: Source, layer: int, heads: Sequence[int], start: int, s
             yield Block(first, block, allowed, stretch, weights)
 
 
-def _rows_of_block(source: Source, layer: int, heads: int, stop: int) -> int:
-    """So many queries that a block has `CELLS` cells, but 32 rows at least, below which products are slow. Short blocks
-    skip more of what is above the diagonal, long ones cost fewer calls.
-    """
-    width = stop if source.is_causal(layer) else source.length
-    return max(1, LEAST // heads, min(CELLS // (heads * width), max(64, width // 8)))
-
-
 def _rules(
-    source: Source, forwards: Sequence[Forward], heads: Sequence[int], first: int, last: int
+    source: Source, forwards: Sequence[Forward], heads: Sequence[int], first: int, last: int, most: int
 ) -> tuple[Bool[Tensor, "heads q k"], Float[Tensor, "heads q k"], int]:
-    """What is allowed to queries `first` to `last`, what is added to their scores, and how many keys matter.
+    """What is allowed to queries `first` to `last`, what is added to their scores, and how many of `most` keys matter.
 
     The axis of heads is 1 where they agree.
     """
     forwards = [f for f in forwards if f.start < last and f.stop > first]
-    count = min(source.length, max(f.reach(last) for f in forwards))
+    count = min(most, source.reach(forwards, first, last))
     by_head = any(f.rules.extra is not None for f in forwards)
     shape = (len(heads) if by_head else 1, last - first, count)
     allowed, bias = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape) if by_head else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -31,8 +31,14 @@ class Squares:
         """The fewest cells a side of a square that bring both ranges into `size` squares.
 
         Raises:
+            TypeError: for a range that is no slice.
             ValueError: for a range or size without a cell, or a step.
         """
+        given: Any
+        for name, given in (("q", q), ("k", k)):
+            if not isinstance(given, slice):
+                example = f"slice({given}, {given + 1})" if isinstance(given, int) else "slice(0, 9)"
+                raise TypeError(f"{name} is {given!r}; a slice of positions is needed, such as {example}.")
         (q0, q1, *_), (k0, k1, *_) = q.indices(length), k.indices(length)
         if q.step not in (None, 1) or k.step not in (None, 1):
             raise ValueError(f"queries {q} and keys {k} leave cells out; give slices without a step.")

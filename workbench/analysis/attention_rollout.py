@@ -20,24 +20,26 @@ def rollout(source: Source, layers: Sequence[int] | None, should_stop: Callable[
     """The rollout of every position, (q, k); `None` if stopped. Row q of a layer's matrix is the mean pattern of all
     heads plus 1 at q, divided by its sum; the matrices are multiplied, the lowest layer's on the right.
     """
-    mixed = torch.eye(source.length, device=source.device)
-    for layer in _checked(source, layers):
+    chosen, shown = _checked(source, layers), slice(0, source.length)
+    mixed = torch.eye(_extent(source, chosen), device=source.device)
+    for layer in chosen:
         below, mixed = mixed, torch.empty_like(mixed)
-        for block in score_blocks(source, layer, source.heads(layer), 0, source.length):
+        for block in score_blocks(source, layer, source.heads(layer), 0, len(mixed)):
             if should_stop():
                 return None
             mean = block.pattern().mean(0)  # (q, k)
             rows = slice(block.start, block.stop)
             torch.addmm(below[rows], mean, below[: mean.shape[1]], out=mixed[rows])
             mixed[rows] /= 1 + _attended(block)[:, None]
-    return np.asarray(mixed.cpu().numpy())
+    return np.asarray(mixed[shown, shown].cpu().numpy())
 
 
 def rollout_row(source: Source, q: int, layers: Sequence[int] | None, should_stop: Callable[[], bool]) -> Array | None:
     """Row q of the same: that unit vector times the highest layer's matrix, times the next one's, and so on."""
-    row = torch.zeros(source.length, device=source.device)
+    chosen = _checked(source, layers)
+    row = torch.zeros(_extent(source, chosen), device=source.device)
     row[q] = 1
-    for layer in reversed(_checked(source, layers)):
+    for layer in reversed(chosen):
         below = torch.zeros_like(row)
         reached = row.nonzero()
         heads = source.heads(layer)
@@ -49,7 +51,12 @@ def rollout_row(source: Source, q: int, layers: Sequence[int] | None, should_sto
             pattern = block.pattern().flatten(0, 1)  # (head * q, k)
             below[: pattern.shape[1]] += (share / len(heads)).repeat(len(heads)) @ pattern
         row = below
-    return np.asarray(row.cpu().numpy())
+    return np.asarray(row[: source.length].cpu().numpy())
+
+
+def _extent(source: Source, layers: Sequence[int]) -> int:
+    """How many positions are mixed: what the first ones see, they saw in the layers below in turn."""
+    return source.length if all(source.is_causal(layer) for layer in layers) else source.end
 
 
 def _attended(block: Block) -> Float[Tensor, " q"]:
@@ -60,7 +67,7 @@ def _attended(block: Block) -> Float[Tensor, " q"]:
 
 
 def _checked(source: Source, layers: Sequence[int] | None) -> list[int]:
-    if source.acts.heads is not None:
+    if source.acts.heads is not None and not source.has_all_heads:
         raise ValueError(
             f"rollout averages all heads of a layer; only query heads {ranges(source.acts.heads)} were captured. "
             "Capture without heads=."

@@ -12,10 +12,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from workbench.analysis.arguments import row_of, whole
 from workbench.instrument import Activations
 from workbench.model.mask import Mask
+from workbench.model.mask_rules import kind_of
 
 Slots = slice | Tensor
+CELLS = 1 << 21  # of a mask, looked at at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Forward:
     stop: int
     mask: Mask | None
     step: int | None
+    other_keys: tuple[int, ...] = ()  # layers that used other keys than those of `k_rot`
 
     @functools.cached_property
     def plain(self) -> bool:
@@ -33,7 +37,7 @@ class Forward:
         mask = self.mask
         if mask is None or mask.is_causal or (mask.allows_all and self.stop - self.start == 1):
             return True
-        if mask.extra is not None or [rule.name for rule in mask.rules] != ["causal"]:
+        if mask.extra is not None or len(mask.rules) != 1 or not self.causal:
             return False
         return self.in_order and len(mask.k_pos) >= self.stop
 
@@ -42,16 +46,30 @@ class Forward:
         """Whether slot i holds position i."""
         return self.mask is None or torch.equal(self.mask.k_pos, torch.arange(len(self.mask.k_pos)))
 
-    @property
+    @functools.cached_property
     def causal(self) -> bool:
-        """Whether no query sees a later position."""
-        return self.mask is None or any(rule.name == "causal" for rule in self.mask.rules)
+        """Whether a rule keeps every query from later positions."""
+        if self.mask is None:
+            return True
+        excepted = {rule.excepts for rule in self.mask.rules}
+        forbidding = [rule for rule in self.mask.rules if rule.excepts is None and rule.name not in excepted]
+        return any(kind_of(rule) == "causal" for rule in forbidding)
 
     def reach(self, last: int) -> int:
         """How many positions, from 0, queries up to `last` can see at most."""
         if self.causal or self.mask is None:
             return min(last, self.stop)
         return int(self.mask.k_pos.max()) + 1
+
+    def seen(self, first: int, last: int) -> int:
+        """How many positions, from 0, queries `first` to `last` do see: every cell of theirs is looked at."""
+        held, most = self.rules.k_pos, 0
+        step = max(1, CELLS // max(1, len(held)))
+        low, high = max(first, self.start) - self.start, min(last, self.stop) - self.start
+        for start in range(low, high, step):
+            some = self.rules.allowed(slice(start, min(start + step, high))).flatten(0, 1).any(0)
+            most = max(most, int(held[some].max()) + 1) if bool(some.any()) else most
+        return most
 
     def slots(self, count: int) -> tuple[Slots, Slots]:
         """The slots that hold positions below `count`, and these positions."""
@@ -88,14 +106,19 @@ class Source:
     """A capture of one text, one row of its batch, read by position.
 
     Args and errors: see `AttentionMap`.
+
+    Attributes:
+        length: how many positions are looked at.
+        end: how many there are. Where the mask lets queries see later positions, the first `length` may see them all.
     """
 
     def __init__(self, acts: Activations, length: int | None, mask: Mask | None, scale: float | None, row: int) -> None:
         self.acts = acts
         self.scale = scale
-        self.row = row
+        batch = [acts.series(("q_rot", layer)).parts[0].shape[0] for layer in self.layers[:1]]
+        self.row = row_of(row, batch[0]) if batch else whole(row, "row")
         self.forwards = _forwards(acts, mask)
-        end = self.forwards[-1].stop if self.forwards else acts.length
+        self.end = end = self.forwards[-1].stop if self.forwards else acts.length
         if length is not None and not 0 <= length <= end:
             raise ValueError(f"length is {length}, but this capture ends before position {end}: give 0 to {end}.")
         self.length = end if length is None else length
@@ -112,7 +135,13 @@ class Source:
         """The query heads that were captured."""
         if self.acts.heads is not None:
             return self.acts.heads
-        return tuple(range(self.acts["q_rot", layer].shape[2]))
+        return tuple(range(self.acts.series(("q_rot", layer)).parts[0].shape[2]))
+
+    @property
+    def has_all_heads(self) -> bool:
+        """Whether every query head of the model was captured."""
+        sizes = _sizes(self.acts)
+        return self.acts.heads is None or (sizes is not None and len(self.acts.heads) == sizes[0])
 
     def read_by(self, layer: int) -> dict[int, int]:
         """The key/value head that each captured query head reads, by its number in the model."""
@@ -148,16 +177,15 @@ class Source:
             if head not in known:
                 raise ValueError(f"head {head} does not exist; this layer has query heads {ranges(known)}.")
 
-    def scale_of(self, d_head: int) -> float:
-        """What scores are multiplied by."""
-        return d_head**-0.5 if self.scale is None else self.scale
+    def scale_of(self, layer: int, d_head: int) -> float:
+        """What scores are multiplied by: what was given, or what the layer did."""
+        return self.acts.scaling.get(layer, d_head**-0.5) if self.scale is None else self.scale
 
     # --- queries, keys, values -----------------------------------------------------------------------------------
 
     def positions(self, layer: int) -> Int[Tensor, " pos"]:
-        """The positions whose queries were captured, as far as this map goes."""
-        found = self.acts.positions(("q_rot", layer))
-        return found[found < self.length]
+        """The positions whose queries were captured."""
+        return self.acts.positions(("q_rot", layer))
 
     def queries(self, layer: int, heads: Sequence[int], start: int, stop: int) -> Float[Tensor, "q head d_head"]:
         """Rotated queries of consecutive positions.
@@ -196,36 +224,54 @@ class Source:
         """Values by position, found as `keys` are."""
         return self._by_position("v", "v_cached", layer, stretch, places)
 
+    def reach(self, forwards: Sequence[Forward], first: int, last: int) -> int:
+        """How many positions, from 0, the keys of queries `first` to `last` are at.
+
+        As many as they may see at most; as many as they do see where not all of those are there (any more).
+        """
+        own = [f for f in forwards if f.start < last and f.stop > first]
+        most = max((f.reach(last) for f in own), default=last)
+        return most if most <= self.end else max(last, *(f.seen(first, last) for f in own))
+
     def _by_position(self, short: str, cached: str, layer: int, stretch: Stretch, places: Sequence[int]) -> Tensor:
-        forward = stretch.source
+        forward, needed = stretch.source, self.reach(stretch.forwards, stretch.start, stretch.stop)
         if forward is not None and forward.step is not None and (cached, layer) in self.acts:
             held = _pick(self._text(self.acts.step((cached, layer), forward.step)), places)  # (slot, kv_head, d_head)
+            if forward.mask is None:
+                return held.float()
+            slots, positions = forward.slots(needed)
+            index = torch.arange(len(forward.rules.k_pos))[slots]
+            if bool((lost := index >= len(held)).any()):
+                self._refuse(cached, layer, stretch, forward.rules.k_pos[index[lost]].sort().values.tolist())
             if forward.in_order:
                 return held.float()
-            count = forward.reach(stretch.stop)
-            slots, positions = forward.slots(count)
-            placed = held.new_zeros((count, *held.shape[1:]), dtype=torch.float32)
+            placed = held.new_zeros((needed, *held.shape[1:]), dtype=torch.float32)
             placed[positions] = held[slots].float()
             return placed
-        found = _pick(self._text(self.acts[short, layer])[: self.length], places)
-        needed = min(self.length, max((f.reach(stretch.stop) for f in stretch.forwards), default=stretch.stop))
         kept = self.acts.positions((short, layer))[:needed]
         if not torch.equal(kept, torch.arange(needed)):
             missing = sorted(set(range(needed)) - set(kept.tolist()))
+            if missing[0] >= self.end:
+                self._refuse(short, layer, stretch, missing)
             raise ValueError(
                 f"{short!r} of positions {ranges(missing)} was not captured in layer {layer}, and the queries up to "
                 f"{stretch.stop - 1} need it. Capture {cached!r} too, or capture from position 0 on without positions=."
             )
-        return found.float()
+        return _pick(self._text(self.acts.window((short, layer), 0, needed)), places).float()
+
+    def _refuse(self, name: str, layer: int, stretch: Stretch, missing: list[int]) -> None:
+        raise ValueError(
+            f"{name!r} of positions {ranges(missing)} is not there in layer {layer}, and the queries up to "
+            f"{stretch.stop - 1} may see them. Look at the capture as it was before it was cropped, or capture all of "
+            "the text."
+        )
 
     def _text(self, x: Tensor) -> Tensor:
-        if not 0 <= self.row < len(x):
-            raise ValueError(f"row {self.row} does not exist; this capture has batch rows 0 … {len(x) - 1}.")
         return x[self.row].detach()
 
     def _kv_count(self, layer: int) -> int:
         name = "k_rot" if ("k_rot", layer) in self.acts or ("k_cached", layer) not in self.acts else "k_cached"
-        return int(self.acts[name, layer].shape[2])
+        return int(self.acts.series((name, layer)).parts[0].shape[2])
 
     # --- masks ---------------------------------------------------------------------------------------------------
 
@@ -250,14 +296,26 @@ class Source:
         return all(forward.causal for forward in self.of_layer(layer))
 
     def stretches(self, layer: int, start: int, stop: int) -> list[Stretch]:
-        """Queries `start` to `stop`, cut where their keys are to be found elsewhere."""
+        """Queries `start` to `stop`, cut where their keys are to be found elsewhere.
+
+        Raises:
+            ValueError: for queries that a given mask does not have, and where keys that were used were not captured.
+        """
         forwards = self.of_layer(layer)
         if not forwards:
             return [Stretch(start, stop, (), None)]
+        first, end = forwards[0].start, forwards[-1].stop
+        if start < first or stop > end:
+            raise ValueError(
+                f"mask has queries {ranges(range(first, end))}, and {ranges(range(start, stop))} are asked for. Look "
+                "at those it has, or give the mask of all of them."
+            )
         by_step = not self._given and any((name, layer) in self.acts for name in ("k_cached", "v_cached"))
         if by_step:
             found = [Stretch(f.start, f.stop, () if f.plain else (f,), f) for f in forwards]
         else:
+            if not self._given:
+                _refuse_other_keys(forwards, layer, start, stop)
             found = []
             for plain, members in groupby(forwards, lambda forward: forward.plain):
                 run = tuple(members)
@@ -288,13 +346,37 @@ def _forwards(acts: Activations, mask: Mask | None) -> tuple[Forward, ...]:
             f"this capture is not one text: its forwards began at positions {starts}, and do not continue each other. "
             "Capture one text at a time."
         )
-    return tuple(Forward(span.start, span.start + span.count, span.mask, i) for i, span in enumerate(spans))
+    return tuple(
+        Forward(span.start, span.start + span.count, span.mask, i, span.other_keys) for i, span in enumerate(spans)
+    )
+
+
+def _refuse_other_keys(forwards: Sequence[Forward], layer: int, start: int, stop: int) -> None:
+    for forward in forwards:
+        if layer in forward.other_keys and forward.start < stop and forward.stop > start:
+            raise ValueError(
+                f"attention of layer {layer} at positions {ranges(range(forward.start, forward.stop))} did not use the "
+                "keys that were captured: k_cached was edited, rows of the cache were reordered, or the text was read "
+                "on in another cache. Capture 'k_cached' too."
+            )
+
+
+def _sizes(acts: Any) -> tuple[int, int] | None:
+    """Query heads and key/value heads of the model that was captured, if it is there or a loaded file names them."""
+    model = acts.model() if callable(acts.model) else None
+    if model is not None:
+        return model.config.num_attention_heads, model.config.kv_heads
+    config = (acts.manifest or {}).get("config")
+    if config is None:
+        return None
+    heads = config["num_attention_heads"]
+    return heads, config.get("num_key_value_heads") or heads
 
 
 def _read_by(heads: Sequence[int], kv_heads: Sequence[int], acts: Any) -> dict[int, int]:
     """Which key/value head each kept query head reads, where not all heads were kept."""
-    model = acts.model() if callable(acts.model) else None
-    counts = [model.config.n_rep] if model is not None else range(1, max(heads) + 2)
+    sizes = _sizes(acts)
+    counts = [sizes[0] // sizes[1]] if sizes is not None else range(1, max(heads) + 2)
     fitting = [n for n in counts if sorted({head // n for head in heads}) == list(kv_heads)]
     found = {tuple(head // n for head in heads) for n in fitting}
     if len(found) != 1:

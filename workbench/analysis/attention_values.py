@@ -37,10 +37,10 @@ class ValueNorms:
 
     def __call__(self, block: Block) -> Float[Tensor, " k"]:
         """One norm for each key of a block."""
-        source = block.stretch.source
-        if self._last is None or self._last[0] is not source:
+        source, count = block.stretch.source, block.scores.shape[2]
+        if self._last is None or self._last[0] is not source or len(self._last[1]) < count:
             self._last = (source, self._norms(block.stretch))
-        return self._last[1][: block.scores.shape[2]]
+        return self._last[1][:count]
 
     def _norms(self, stretch: Stretch) -> Float[Tensor, " k"]:
         [(_, _, kv)] = self.source.groups(self.layer, [self.head])

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from workbench.analysis.arguments import row_of, whole, whole_numbers
 from workbench.analysis.lens import check_tokens
 from workbench.analysis.stream import EMBED, choose_positions
 from workbench.instrument import Activations
@@ -62,7 +63,7 @@ def logit_attribution(
     Args:
         acts: a capture of `embed`, `z` and `mlp_out` of all layers and `resid_post` of the last; with `logits` too,
             the sum is compared with the logit that was really computed.
-        tokens: one id or several.
+        tokens: one id or several; one that is named twice counts once.
         position: in the text; negative from the end.
         against: a distractor; the difference of the two logits is split then.
         row: of the batch; `None` for all.
@@ -76,13 +77,15 @@ def logit_attribution(
         KeyError: for a point that was not captured.
         ValueError: for a position, row or token that does not exist, heads left out of the capture, or contributions
             that do not sum to the logit.
+        TypeError: for a token, position or row that is no whole number.
     """
-    ids = [tokens] if isinstance(tokens, int) else [int(token) for token in tokens]
+    ids = list(dict.fromkeys(whole_numbers(tokens, "token")))
+    against = None if against is None else whole(against, "against")
     check_tokens([*ids, *([] if against is None else [against])], model.config.vocab_size)
     source = _Source.of(model, acts, position, row)
-    direction, logit = _direction(source, ids, against)
+    direction, logit, rounding = _direction(source, ids, against)
     parts = list(_parts(source, direction))
-    _check_sum(source, parts, direction, logit)
+    _check_sum(source, parts, direction, logit, rounding)
     frames = []
     for part in parts:
         heads = part.contributions.shape[2]
@@ -92,8 +95,8 @@ def logit_attribution(
             frame["head"].astype("Int64") if part.component == "head" else pd.array([pd.NA] * len(frame), "Int64")
         )
         frames.append(frame.assign(component=part.component, layer=part.layer))
-    whole = pd.concat(frames, ignore_index=True)
-    return whole[["row", "token", "component", "layer", "head", "contribution"]]
+    table = pd.concat(frames, ignore_index=True)
+    return table[["row", "token", "component", "layer", "head", "contribution"]]
 
 
 def accumulated_attribution(
@@ -147,11 +150,9 @@ class _Source:
                 f"only heads {', '.join(map(str, acts.heads))} were captured of "
                 f"{model.config.num_attention_heads}, so contributions cannot sum to the logit. Leave heads= out."
             )
-        found, positions = choose_positions(acts, "embed", position)
+        found, positions = choose_positions(acts, "embed", whole(position, "position"))
         batch = len(acts.window("embed", int(found), int(found) + 1))
-        if row is not None and not -batch <= row < batch:
-            raise ValueError(f"row {row} does not exist; this capture has rows 0 … {batch - 1} of a batch.")
-        rows = tuple(range(batch)) if row is None else (row % batch,)
+        rows = tuple(range(batch)) if row is None else (row_of(row, batch),)
         return cls(model, acts, int(found), int(positions), rows)
 
     def take(self, name: str) -> Tensor:
@@ -176,35 +177,49 @@ class _Source:
 
 def _direction(
     source: _Source, ids: list[int], against: int | None
-) -> tuple[Float[Tensor, "row token d_model"], Float[Tensor, "row token"]]:
-    """What a vector in the stream is multiplied with to get its part of the logits; and those logits, as computed."""
+) -> tuple[Float[Tensor, "row token d_model"], Float[Tensor, "row token"], Float[Tensor, "row token"]]:
+    """What a vector in the stream is multiplied with to get its part of the logits; those logits, as computed; and the
+    variance of the rounding of that.
+
+    Where they were captured, each token's logit was rounded by itself, and so was each of the sums on the way to it: of
+    n products in any order these have squares of about n · (Σ product² / 2 + logit² / 3), each rounded by eps² / 12.
+    """
     norm, vocabulary = source.model.model.norm, _weight(source.model.lm_head)
 
     def pick(x: Tensor) -> Tensor:  # of (…, vocab): the tokens, minus the distractor
         kept = x[..., ids].double().cpu()
         return kept if against is None else kept - x[..., [against]].double().cpu()
 
+    def squares(x: Tensor) -> Tensor:  # of (…, vocab): the tokens' and the distractor's together
+        kept = x[..., ids].double().cpu().square()
+        return kept if against is None else kept + x[..., [against]].double().cpu().square()
+
+    products = source.eps()[2]
     final = source.final.to(source.model.device, source.model.dtype)
     wide = final.double().cpu()
     scale = (wide.square().mean(-1) + norm.variance_epsilon).rsqrt()
     chosen = pick(vocabulary.T).T
-    direction = scale[:, None, None] * norm.weight.double().cpu() * chosen
+    gain = scale[:, None] * norm.weight.double().cpu()  # (row, d_model)
+    direction = gain[:, None] * chosen
     if "logits" in source.acts and source.position in (where := source.acts.positions("logits").tolist()):
         at = where.index(source.position)
         computed = source.acts.window("logits", at, at + 1)[list(source.rows), 0]
-        return direction, pick(computed)
+        terms, logits = (gain * wide).square() @ squares(vocabulary.T), squares(computed)
+        on_the_way = wide.shape[-1] * (terms / 2 + logits / 3) / 12 * torch.finfo(torch.float32).eps ** 2
+        return direction, pick(computed), products**2 * (terms + logits) + on_the_way
     normed = norm.forward(final[:, None])[:, 0]  # .forward: nobody's hooks are to take this for a forward of the model
-    return direction, normed.double().cpu() @ chosen.T
+    logit = normed.double().cpu() @ chosen.T
+    return direction, logit, products**2 * ((direction * wide[:, None]).square().sum(-1) + logit.square())
 
 
 def _parts(source: _Source, direction: Float[Tensor, "row token d_model"]) -> Iterator[_Part]:
     """What was written into the stream, in the order of writing."""
 
-    def whole(component: str, layer: int, vector: Tensor) -> _Part:
+    def plain(component: str, layer: int, vector: Tensor) -> _Part:
         terms = direction * vector[:, None]
         return _Part(component, layer, vector, terms.sum(-1, keepdim=True), terms.square().sum(-1))
 
-    yield whole("embed", EMBED, source.take("embed"))
+    yield plain("embed", EMBED, source.take("embed"))
     for i, layer in enumerate(source.model.model.layers):
         block: Any = layer
         z, out = source.take(f"layers.{i}.z"), _weight(block.self_attn.o_proj).double().cpu()
@@ -214,10 +229,10 @@ def _parts(source: _Source, direction: Float[Tensor, "row token d_model"]) -> It
         yield _Part("head", i, z.flatten(1) @ out.T, (seen * z[:, None]).sum(-1), squares)
         mlp, added = source.take(f"layers.{i}.mlp_out"), _bias(block.mlp.down_proj)
         if (bias := _bias(block.self_attn.o_proj)) is not None:
-            yield whole("attn_bias", i, bias.expand_as(mlp))
-        yield whole("mlp", i, mlp if added is None else mlp - added)
+            yield plain("attn_bias", i, bias.expand_as(mlp))
+        yield plain("mlp", i, mlp if added is None else mlp - added)
         if added is not None:
-            yield whole("mlp_bias", i, added.expand_as(mlp))
+            yield plain("mlp_bias", i, added.expand_as(mlp))
 
 
 def _check_sum(
@@ -225,6 +240,7 @@ def _check_sum(
     parts: list[_Part],
     direction: Float[Tensor, "row token d_model"],
     logit: Float[Tensor, "row token"],
+    rounding: Float[Tensor, "row token"],
 ) -> None:
     """Raises `ValueError` where contributions do not sum to the logit, up to the rounding of the model's own sums.
 
@@ -237,9 +253,9 @@ def _check_sum(
         stream = stream + part.vector
         variance += sums**2 * (stream[:, None] * direction).square().sum(-1)
         variance += (products if part.component == "head" else captured) ** 2 * part.squares
-    variance += products**2 * (stream[:, None] * direction).square().sum(-1)  # the head's product
+    variance += rounding
     total = sum((part.contributions.sum(-1) for part in parts), torch.zeros_like(logit))
-    tolerance = MARGIN * variance.sqrt() + 2 * products * logit.abs()
+    tolerance = MARGIN * variance.sqrt()
     gap = (total - logit).abs()
     if (wrong := ~(gap <= tolerance)).any():
         i, j = (int(x) for x in wrong.nonzero()[0])

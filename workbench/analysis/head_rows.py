@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from workbench.analysis.attention_sources import Source
+from workbench.model.mask_rules import kind_of
+
+TABLES = {"padding": "keep", "document": "numbers"}  # the rules that say something of each position, and where
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +34,14 @@ class TextRows:
         for forward in source.of_layer(layer):
             part = slice(forward.start, min(forward.stop, source.length))
             for rule in forward.mask.rules if forward.mask is not None else ():
-                for name, table in rule.parameters.items():
-                    if isinstance(table, Tensor) and (rule.name, name) == ("padding", "keep"):
-                        real[part] &= table[min(source.row, len(table) - 1), part].bool()
-                    elif isinstance(table, Tensor) and (rule.name, name) == ("document", "numbers"):
-                        numbers[part] = table[min(source.row, len(table) - 1), part].long()
+                if (kind := kind_of(rule)) not in TABLES or rule.excepts is not None:
+                    continue
+                table: Any = rule.parameters[TABLES[kind]]
+                own = table[min(source.row, len(table) - 1), part]
+                if kind == "padding":
+                    real[part] &= own.bool()
+                else:
+                    numbers[part] = own.long()
         _, index = torch.unique(numbers, return_inverse=True)
         first = torch.full((source.length,), source.length)
         first.scatter_reduce_(0, index[real], torch.arange(source.length)[real], "amin")

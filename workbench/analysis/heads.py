@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from workbench.analysis.arguments import at_least_one
 from workbench.analysis.attention import AttentionMap, never
 from workbench.analysis.attention_blocks import Block, score_blocks
 from workbench.analysis.attention_sources import Source
@@ -120,10 +121,12 @@ def find_heads(
 
     Raises:
         KeyError: for a layer that was not captured.
-        ValueError: for an array of another shape, and a pattern without weight where queries may attend.
+        ValueError: for an array of another shape, a pattern without weight where queries may attend, or one that is
+            not finite there, and a `top` below 1.
         TypeError: for something else to look for.
     """
     source = _source(attention)
+    most = None if top is None else at_least_one(top, "top", "heads")
     wanted = _wanted(source, like)
     frames = []
 
@@ -138,7 +141,7 @@ def find_heads(
         frames.append(frame)
     found = pd.concat(frames, ignore_index=True) if frames else _frame(source, None, {"similarity": []})
     found = found.sort_values("similarity", ascending=False, kind="stable", ignore_index=True)
-    return found if top is None else found.head(top)
+    return found if most is None else found.head(most)
 
 
 # --- metrics ---------------------------------------------------------------------------------------------------------
@@ -219,10 +222,9 @@ def _layer_similarity(
     for block in _blocks(source, layer):
         if should_stop():
             return None
-        pattern = block.pattern()
+        pattern, may = block.pattern()[:, :, : source.length], block.may_attend()[:, :, : source.length]
         counted = rows.real[block.start : block.stop].to(pattern.device)[:, None]
-        other = wanted(block.start, block.stop, pattern.shape[2]).to(pattern.device)
-        other = other * (block.may_attend().any(0) & counted)  # cells that some head may see
+        other = _open_cells(wanted, block, may.any(0) & counted)  # cells that some head may see
         pattern.mul_(counted)
         products += (pattern.flatten(1) @ other.flatten()).double().cpu()
         squares += torch.linalg.vector_norm(pattern, dim=(1, 2)).double().cpu() ** 2
@@ -233,6 +235,25 @@ def _layer_similarity(
             "the mask allows). Check its axes: queries come first."
         )
     return _frame(source, layer, {"similarity": (products / (squares.sqrt() * size**0.5)).numpy()})
+
+
+def _open_cells(
+    wanted: Callable[[int, int, int], Tensor], block: Block, may: Bool[Tensor, "q k"]
+) -> Float[Tensor, "q k"]:
+    """The weights looked for in cells that may attend, 0 in the others, whatever those hold.
+
+    Raises:
+        ValueError: for one that is no number.
+    """
+    other = wanted(block.start, block.stop, may.shape[1]).to(may.device)
+    other = torch.where(may, other, 0.0)
+    if not bool((finite := other.isfinite()).all()):
+        q, k = (~finite).nonzero()[0].tolist()
+        raise ValueError(
+            f"like is {float(other[q, k])} for query {block.start + q} and key {k}, which may attend; finite weights "
+            "are needed there. What masked cells hold does not matter."
+        )
+    return other
 
 
 def _wanted(source: Source, like: Any) -> Callable[[int, int, int], Tensor]:
@@ -277,6 +298,7 @@ def _wanted(source: Source, like: Any) -> Callable[[int, int, int], Tensor]:
 def _blocks(source: Source, layer: int) -> Iterator[Block]:
     """All captured queries."""
     kept = source.positions(layer)
+    kept = kept[kept < source.length]
     breaks = (kept.diff() != 1).nonzero()[:, 0].add(1).tolist()
     for first, last in pairwise([0, *breaks, len(kept)]):
         if first < last:
@@ -299,14 +321,15 @@ def _token_ids(source: Source, tokens: Any) -> Int[Tensor, " pos"]:
         if not parts or any(part is None for part in parts):
             raise ValueError("the tokens of this text were not captured. Give their ids: tokens=[…].")
         before = torch.full((source.acts.spans[0].start,), -1)  # of a text whose beginning was not captured
-        return torch.cat([before, *(part[source.row].cpu() for part in parts if part is not None)])[:length]
+        tokens = torch.cat([before, *(part[source.row].cpu() for part in parts if part is not None)])
     ids = torch.as_tensor(tokens)
     if ids.dim() != 1 or len(ids) < length or ids.is_floating_point():
         raise ValueError(
             f"tokens has shape {tuple(ids.shape)} ({ids.dtype}); the ids of the {length} positions of this map are "
             "needed, as one row."
         )
-    return ids[:length].cpu()
+    # Later keys, which some masks let queries see, are in no metric that looks at tokens.
+    return torch.nn.functional.pad(ids[:length].cpu(), (0, source.end - length), value=-1)
 
 
 def _frame(source: Source, layer: int | None, columns: dict[str, Any]) -> pd.DataFrame:

@@ -8,7 +8,7 @@ so that padding is left out. In results, layer −1 is the embedding, and layer 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.analysis.stream import EMBED, Layer, Positions, choose_positions, residual_stream, take
+from workbench.analysis.arguments import whole
+from workbench.analysis.stream import EMBED, Layer, Positions, Stream, choose_positions, residual_stream, take
 from workbench.instrument import Activations
 
 
@@ -82,7 +83,7 @@ def cosine_similarity(
         stream = residual_stream(acts, [layer], positions, row, keep)
         vectors, labels = stream.states()[0], pd.Index(stream.positions.tolist(), name="position")
     else:
-        stream = residual_stream(acts, layers, position, row, keep)
+        stream = residual_stream(acts, layers, whole(position, "position"), row, keep)
         vectors, labels = stream.states()[:, 0], pd.Index(stream.layers, name="layer")
     wide = vectors.double()
     unit = wide / torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
@@ -129,9 +130,9 @@ def pca_trajectories(
     """Principal components of the residual states of all chosen layers and positions together.
 
     A singular value decomposition in float64 of the matrix whose rows are the states (Pearson 1901; of its triangular
-    factor, which has the same right singular vectors). Each token then is a path through the layers. States grow from
-    layer to layer and a first token is often hundreds of times as long as others: `unit` and `keep` keep such lengths
-    from being all that is seen.
+    factor, which has the same right singular vectors and is found layer by layer). Each token then is a path through
+    the layers. States grow from layer to layer and a first token is often hundreds of times as long as others: `unit`
+    and `keep` keep such lengths from being all that is seen.
 
     Args:
         n: how many components.
@@ -142,27 +143,55 @@ def pca_trajectories(
         KeyError, ValueError: as `residual_stream`; ValueError for more components than there are.
     """
     stream = residual_stream(acts, layers, positions, row, keep)
-    states = stream.states().double()
-    if unit:
-        states = states / states.square().mean(-1, keepdim=True).sqrt().clamp(min=torch.finfo(torch.float64).tiny)
-    x = states.flatten(0, 1)
-    if not 1 <= n <= min(x.shape):
-        raise ValueError(f"n is {n}; {len(x)} states of {x.shape[1]} numbers have 1 … {min(x.shape)} components.")
-    centre = x.mean(0) if centred else torch.zeros_like(x[0])
-    x = x - centre
-    values, components = torch.linalg.svd(torch.linalg.qr(x, mode="r").R, full_matrices=False)[1:]
+    states = _States(stream, unit)
+    count, width = len(stream.names) * len(stream.rows), states.width
+    if not 1 <= n <= min(count, width):
+        raise ValueError(f"n is {n}; {count} states of {width} numbers have 1 … {min(count, width)} components.")
+    centre = torch.stack([x.sum(0) for x in states]).sum(0) / count
+    centre = centre if centred else torch.zeros_like(centre)
+    values, components = torch.linalg.svd(_triangle(x - centre for x in states), full_matrices=False)[1:]
     components = components[:n]
     largest = components.gather(1, components.abs().argmax(1, keepdim=True))
     components = components * largest.sign()
     total = values.square().sum()
     return Trajectories(
-        coordinates=_floats(x @ components.T).reshape(*states.shape[:2], n),
+        coordinates=np.stack([_floats((x - centre) @ components.T) for x in states]),
         explained=(values[:n].square() / total).cpu().numpy(),
         components=_floats(components),
         centre=_floats(centre),
         layers=stream.layers,
         positions=tuple(stream.positions.tolist()),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _States:
+    """The states of a stream in float64, one layer after the other; each divided by its root mean square if `unit`."""
+
+    stream: Stream
+    unit: bool
+
+    def __iter__(self) -> Iterator[Float[Tensor, "pos d_model"]]:
+        for name in self.stream.names:
+            x = take(self.stream.acts, name, self.stream.rows, self.stream.row).double()
+            size = x.square().mean(-1, keepdim=True).sqrt().clamp(min=torch.finfo(torch.float64).tiny)
+            yield x / size if self.unit else x
+
+    @property
+    def width(self) -> int:
+        """How many numbers a state has."""
+        return int(self.stream.states(slice(0, 1)).shape[-1])
+
+
+def _triangle(parts: Iterable[Float[Tensor, "row d_model"]]) -> Float[Tensor, "some d_model"]:
+    """The triangular factor of all rows: of those of some parts, put above the rows of the next, and so on."""
+    kept: list[Tensor] = []
+    for part in parts:
+        kept.append(part)
+        if sum(map(len, kept)) >= 2 * part.shape[1]:  # with fewer rows it would cost more than it saves
+            kept = [torch.linalg.qr(torch.cat(kept), mode="r").R]
+    triangle: Tensor = torch.linalg.qr(torch.cat(kept), mode="r").R
+    return triangle
 
 
 def outlier_dimensions(
@@ -202,19 +231,19 @@ def outlier_dimensions(
     pairs = list(zip(stream.layers, stream.names, strict=True))
     if layers is None and len(pairs) > 1:
         pairs = [pair for pair in pairs if pair[0] != EMBED]
-    per_layer, largest, ratio = [], [], []
+    counts, largest, ratio = [], [], []
     for _, name in pairs:
         sizes = take(acts, name, stream.rows, row).float().abs()
         multiples = sizes / sizes.square().mean(-1, keepdim=True).sqrt().clamp(min=torch.finfo(torch.float32).tiny)
-        per_layer.append(((multiples if relative else sizes) >= threshold).float().mean(0))
+        counts.append(((multiples if relative else sizes) >= threshold).sum(0))
         largest.append(sizes.amax(0))
         ratio.append(multiples.amax(0))
-    shares = torch.stack(per_layer)  # (layer, d_model)
+    reached = torch.stack(counts).cpu().numpy()  # (layer, d_model): in how many states
     frame = pd.DataFrame(
         {
-            "dimension": np.arange(shares.shape[1]),
-            "layers": _floats((shares > 0).float().mean(0)),
-            "states": _floats(shares.mean(0)),
+            "dimension": np.arange(reached.shape[1]),
+            "layers": (reached > 0).sum(0) / len(reached),
+            "states": reached.sum(0) / (len(reached) * len(stream.rows)),
             "largest": _floats(torch.stack(largest).amax(0)),
             "ratio": _floats(torch.stack(ratio).amax(0)),
         }

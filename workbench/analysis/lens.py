@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from workbench.analysis.arguments import at_least_one, whole, whole_numbers
 from workbench.analysis.predictions import Scratch, head_blocks, predictions
 from workbench.analysis.stream import EMBED, Layer, Positions, followers, residual_stream
 from workbench.instrument import Activations
@@ -30,6 +31,7 @@ class Pieces(Protocol):
         ...
 
 
+TOP = "of the most likely tokens"
 CHUNK = 248  # rows of logits held at once: 248 × 49,152 × 4 bytes = 49 MB
 WINDOW = 2048  # residual states gathered at once: 5 MB for the default model
 LOGITS = 1 << 24  # and no more than so many numbers, whatever the vocabulary: 64 MB
@@ -41,7 +43,7 @@ class Lens:
 
     `top_ids` (state, pos, k) are −1 and the floats NaN where nothing was computed yet. `entropy` is in nats.
     `next_rank` (from 1) and `next_p` are of the token that really followed; NaN where none is known, as at the last
-    position.
+    position, and where the token's logit is NaN, as that of a state that is not finite.
 
     `kl` is KL(final ‖ state) in nats, Σ p_final · ln(p_final / p_state), where final is the model's own prediction at
     that position: what it costs, in nats a token, to encode what the model predicts with what the state predicts. So
@@ -142,7 +144,8 @@ class Lens:
     def missing(self) -> range:
         """The columns to compute: not there yet, or computed before the token that follows was known."""
         incomplete = ~self.computed
-        incomplete[:-1] |= np.isnan(self.next_rank[0, :-1])
+        waiting = np.isnan(self.next_rank[0]) & np.isfinite(self.entropy[0])  # not for the rank of what is no number
+        incomplete[:-1] |= waiting[:-1]
         where = incomplete.nonzero()[0]
         return range(int(where[0]), int(where[-1]) + 1) if len(where) else range(0)
 
@@ -197,15 +200,17 @@ def logit_lens(
 
     Raises:
         KeyError: for states that were not captured.
-        ValueError: for positions that were not captured, tokens outside the vocabulary.
+        ValueError: for positions that were not captured, tokens outside the vocabulary, a `k` below 1.
+        TypeError: for positions, tokens, a row or a `k` that are no whole numbers.
     """
     stream = residual_stream(acts, layers, positions, row)
     last, vocabulary = model.config.num_hidden_layers - 1, model.config.vocab_size
     final_there = ("resid_post", last) in acts
     if final_there and stream.layers[-1] != last:  # to compare with
         stream = dataclasses.replace(stream, names=(*stream.names, f"layers.{last}.resid_post"))
-    asked = [tokens] if isinstance(tokens, int) else [int(token) for token in tokens or ()]
+    asked = [] if tokens is None else whole_numbers(tokens, "token")
     check_tokens(asked, vocabulary)
+    k = at_least_one(k, "k", TOP)
     lens = Lens.empty(stream.layers, stream.positions.tolist(), min(k, vocabulary), asked)
     following = followers(acts, stream.positions, row)
 
@@ -243,6 +248,7 @@ def lens_columns(
         on_columns: told (first column, lens of these columns) as they are done.
         tokens: ids whose log-probability and rank are wanted besides.
     """
+    k = at_least_one(k, "k", TOP)
     count, length, _ = states.shape
     vocabulary = model.config.vocab_size
     done = Lens.empty(count, length, min(k, vocabulary), tokens)
@@ -288,6 +294,7 @@ def lens_step(
     Returns:
         The logits, which equal the model's up to rounding, and a lens of one column.
     """
+    k = at_least_one(k, "k", TOP)
     found = _columns(model, states[:, None], torch.tensor([-1]), k, tokens, lambda: False, Scratch())
     assert found is not None
     return found[1], dataclasses.replace(found[0], positions=np.array([position], np.int64))
@@ -303,9 +310,9 @@ def newest_states(acts: Activations, row: int = 0) -> Float[Tensor, "state d_mod
 
 
 def check_tokens(tokens: Sequence[int], vocabulary: int) -> None:
-    """Raises `ValueError` for a token outside the vocabulary."""
+    """Raises `ValueError` for a token outside the vocabulary, `TypeError` for one that is no whole number."""
     for token in tokens:
-        if not 0 <= token < vocabulary:
+        if not 0 <= whole(token, "token") < vocabulary:
             raise ValueError(f"token {token} does not exist; ids lie in 0 … {vocabulary - 1}.")
 
 
@@ -333,6 +340,7 @@ def _columns(
         return x.view(width, count, *x.shape[1:]).transpose(0, 1).float().cpu().numpy()
 
     logprob, rank = by_state(found.logprob), by_state(found.rank)
+    rank[rank == 0] = np.nan
     known = (followers >= 0).numpy()
     lens = Lens.empty(count, width, found.top_ids.shape[1], tokens)
     lens = dataclasses.replace(

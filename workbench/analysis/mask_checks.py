@@ -15,6 +15,7 @@ from torch import Tensor
 from workbench.model.mask import Mask, Rule, check_rules, document
 from workbench.model.mask import documents as documents_of
 from workbench.model.mask import padding as padding_rule
+from workbench.model.mask_rules import kind_of
 
 CELLS = 2**21  # cells looked at at once: some tensors of 2 MB
 RUNS = 6  # runs of positions that a line names
@@ -88,9 +89,9 @@ def check_mask(
 
     - **fully masked rows**: queries that may attend to nothing, whose attention output is zero. Fails unless they are
       known to be padding.
-    - **polarity**: fails if, in a text, most queries may attend to later positions but not to their own, or some to
-      later and none to earlier ones (a mask in which True means masked), and for an additive mask of zeros and ones,
-      which forbids nothing.
+    - **polarity**: fails if, in a text, most queries may attend to later positions but not to their own, and all of
+      them to fewer earlier positions than later ones (a mask in which True means masked), or some to later and none to
+      earlier ones (also if its axes are exchanged), and for an additive mask of zeros and ones: it forbids nothing.
     - **documents**: fails if a token may attend to another document's.
     - **padding**: fails if a token may attend to padding.
     - **empty slots**: fails if a query may attend to a cache slot without a token.
@@ -105,11 +106,14 @@ def check_mask(
 
     Raises:
         TypeError, ValueError: for tensors that do not fit the positions or each other.
+        ValueError: for a mask without a query or a key.
     """
+    queries, keys = len(mask.q_pos), len(mask.k_pos)
+    if not queries or not keys:
+        raise ValueError(f"this mask has {queries} queries and {keys} keys; at least one of each is needed.")
     known = _Known.read(mask, documents, position_ids, padding)
     tally = _count(mask, known)
     rules = " + ".join(map(repr, mask.rules)) or "no rules"
-    queries, keys = len(mask.q_pos), len(mask.k_pos)
     return MaskReport(
         checks=(
             _fully_masked(mask, known, tally),
@@ -141,10 +145,10 @@ class _Known:
         if position_ids is not None:
             document(position_ids)  # raises for what is no table of whole numbers
             documents = documents_of(position_ids)
-        pads = [padding_rule(padding)] if padding is not None else [r for r in mask.rules if "keep" in r.parameters]
+        pads = [padding_rule(padding)] if padding is not None else _of_kind(mask, "padding")
         parts = [document(documents)] if documents is not None else []
         if documents is None and position_ids is None:
-            parts = [rule for rule in mask.rules if "numbers" in rule.parameters]
+            parts = _of_kind(mask, "document")
         check_rules([*pads, *parts], mask.q_pos, mask.k_pos)
         sizes = {mask.batch, *(rule.rows for rule in (*pads, *parts)), 1 if mask.extra is None else len(mask.extra)}
         if len(sizes - {0, 1}) > 1:
@@ -153,6 +157,11 @@ class _Known:
         real, token = _by_padding(pads, mask, rows)
         numbers = _rows(parts[0].parameters["numbers"], rows) if parts else None
         return cls(rows, real, token, bool(pads), numbers)
+
+
+def _of_kind(mask: Mask, kind: str) -> list[Rule]:
+    """The rules of a kind that forbid, whatever they are called."""
+    return [rule for rule in mask.rules if kind_of(rule) == kind and rule.excepts is None]
 
 
 def _by_padding(pads: list[Rule], mask: Mask, rows: int) -> tuple[Tensor, Tensor]:
@@ -248,20 +257,38 @@ def _polarity(mask: Mask, known: _Known, tally: dict[str, Tensor]) -> Check:
     forward = judged & (tally["later"] > 0)
     if not judged.any():
         return Check(name, None, "not checked: no query has a token before it and one after it")
-    selfless = forward & torch.isin(mask.q_pos, mask.k_pos) & (tally["itself"] == 0)
-    backward = tally["earlier"].masked_fill(~known.real, 0).sum(1, keepdim=True)
-    inverted = forward & ((selfless.sum(1, keepdim=True) * 2 > judged.sum(1, keepdim=True)) | (backward == 0))
-    if inverted.any():
-        return Check(
-            name,
-            False,
-            f"{_queries(mask, inverted)} may attend to later positions but not to earlier ones or their own: the mask "
-            "looks inverted. True means may attend; try ~mask",
-        )
+    if (words := _upside_down(mask, known, tally, judged, forward)) is not None:
+        return Check(name, False, words)
     if forward.any():
         cells = _cells(tally["later"][known.real])
         return Check(name, True, f"bidirectional: {cells} later than the query may be attended to")
     return Check(name, True, "no query may attend to a later position")
+
+
+def _upside_down(
+    mask: Mask, known: _Known, tally: dict[str, Tensor], judged: Bool[Tensor, "row q"], forward: Bool[Tensor, "row q"]
+) -> str | None:
+    """What is said of texts whose mask looks inverted, or transposed; `None` if there are none.
+
+    `judged` are queries with tokens before and after them, `forward` those of them that may attend to later ones.
+    """
+    earlier, later = (tally[kind].masked_fill(~known.real, 0).sum(1, keepdim=True) for kind in ("earlier", "later"))
+    selfless = forward & torch.isin(mask.q_pos, mask.k_pos) & (tally["itself"] == 0)
+    inverted = selfless & (selfless.sum(1, keepdim=True) * 2 > judged.sum(1, keepdim=True)) & (earlier < later)
+    if inverted.any():
+        some = bool((earlier[inverted.any(1)] > 0).any())
+        which = "to their own, and to fewer earlier ones" if some else "to earlier ones or their own"
+        return (
+            f"{_queries(mask, inverted)} may attend to later positions but not {which}: the mask looks inverted. True "
+            "means may attend; try ~mask"
+        )
+    transposed = forward & (earlier == 0)
+    if transposed.any():
+        return (
+            f"{_queries(mask, transposed)} may attend to later positions and their own but to none earlier: the mask "
+            "looks transposed or inverted. Queries come first, and True means may attend; try mask.mT or ~mask"
+        )
+    return None
 
 
 def _documents(mask: Mask, known: _Known, tally: dict[str, Tensor]) -> Check:

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from workbench.analysis.arguments import at_least_one, whole_numbers
 from workbench.analysis.lens import check_tokens
 from workbench.instrument import Activations, Cancelled, cancellable, capture
 from workbench.instrument.edit import edit
@@ -92,6 +93,8 @@ def patch_residual(
             index="layer", columns="position", values="effect"
         )
 
+    Each patched run is a forward through all layers, also through those below the patch, several patches at once.
+
     Args:
         clean_ids, corrupted_ids: two texts of as many tokens; activations are carried over position by position.
         metric: from logits (batch, pos, vocab) of patched runs to one number a row: `logit_difference(right, wrong)`,
@@ -108,16 +111,13 @@ def patch_residual(
         activation by an equal one (texts that begin alike) is known without a forward.
 
     Raises:
-        TypeError: for token ids that are none.
+        TypeError: for token ids, layers or positions that are no whole numbers.
         ValueError: for texts of different lengths or batches, layers, positions or tokens that do not exist, a metric
             that does not give one number a row.
     """
-    sweep = _Sweep.of(model, "resid_pre", clean_ids, corrupted_ids, metric, batch_size)
-    places = [
-        _Place(layer, position)
-        for layer in _numbers(layers, model.config.num_hidden_layers, "layer")
-        for position in _numbers(positions, sweep.length, "position")
-    ]
+    chosen = _numbers(layers, model.config.num_hidden_layers, "layer")
+    sweep = _Sweep.of(model, "resid_pre", chosen, clean_ids, corrupted_ids, metric, batch_size)
+    places = [_Place(layer, position) for layer in chosen for position in _numbers(positions, sweep.length, "position")]
     return sweep.run(places, ["layer", "position"], progress, should_stop)
 
 
@@ -148,10 +148,11 @@ def patch_heads(
         ValueError: besides, for positions without `per_position`.
     """
     _check_positions(positions, per_position)
-    sweep = _Sweep.of(model, "z", clean_ids, corrupted_ids, metric, batch_size)
+    chosen = _numbers(layers, model.config.num_hidden_layers, "layer")
+    sweep = _Sweep.of(model, "z", chosen, clean_ids, corrupted_ids, metric, batch_size)
     places = [
         _Place(layer, position, head)
-        for layer in _numbers(layers, model.config.num_hidden_layers, "layer")
+        for layer in chosen
         for head in _numbers(heads, model.config.num_attention_heads, "head")
         for position in (_numbers(positions, sweep.length, "position") if per_position else [None])
     ]
@@ -183,10 +184,11 @@ def patch_mlp(
         ValueError: besides, for positions without `per_position`.
     """
     _check_positions(positions, per_position)
-    sweep = _Sweep.of(model, "mlp_out", clean_ids, corrupted_ids, metric, batch_size)
+    chosen = _numbers(layers, model.config.num_hidden_layers, "layer")
+    sweep = _Sweep.of(model, "mlp_out", chosen, clean_ids, corrupted_ids, metric, batch_size)
     places = [
         _Place(layer, position)
-        for layer in _numbers(layers, model.config.num_hidden_layers, "layer")
+        for layer in chosen
         for position in (_numbers(positions, sweep.length, "position") if per_position else [None])
     ]
     return sweep.run(places, ["layer", "position"] if per_position else ["layer"], progress, should_stop)
@@ -211,24 +213,25 @@ class _Sweep:
         cls,
         model: LlamaForCausalLM,
         point: str,
+        layers: list[int],
         clean_ids: Ids,
         corrupted_ids: Ids,
         metric: Metric,
         batch_size: int | None,
     ) -> _Sweep:
-        """Runs both texts once."""
+        """Runs both texts once, and captures the point in some layers."""
         clean, corrupted = _ids(model, clean_ids, "clean_ids"), _ids(model, corrupted_ids, "corrupted_ids")
         if clean.shape != corrupted.shape:
             raise ValueError(
                 f"clean_ids has {clean.shape[1]} tokens and corrupted_ids {corrupted.shape[1]}. Activations are "
                 "carried over position by position, so both texts need the same number: choose words of as many tokens."
             )
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; 1 or more patches go into a forward.")
+        if batch_size is not None:
+            batch_size = at_least_one(batch_size, "batch_size", "patches in a forward")
         _check_metric(metric, clean.shape[1], model.config.vocab_size)
-        with capture(model, point) as of_clean:
+        with capture(model, point, layers=layers or None) as of_clean:
             clean_value = _measure(model, clean, metric)
-        with capture(model, point) as of_corrupted:
+        with capture(model, point, layers=layers or None) as of_corrupted:
             corrupted_value = _measure(model, corrupted, metric)
         rows = batch_size or _rows(model, clean.shape[1], metric)
         values = float(clean_value[0]), float(corrupted_value[0])
@@ -354,7 +357,7 @@ def _ids(model: LlamaForCausalLM, given: Ids, name: str) -> Int[Tensor, "1 pos"]
 
 def _numbers(given: Iterable[int] | None, count: int, what: str) -> list[int]:
     """The chosen ones of `count`."""
-    chosen = list(range(count) if given is None else given)
+    chosen = whole_numbers(range(count) if given is None else given, what)
     for number in chosen:
         if not -count <= number < count:
             raise ValueError(f"{what} {number} does not exist; there are {what}s 0 … {count - 1}.")

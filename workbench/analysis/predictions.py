@@ -28,7 +28,7 @@ class Predictions:
         top_ids, top_logprobs: the most likely tokens, best first; equal ones in any order.
         entropy: in nats.
         kl: KL(final ‖ row), in nats, where final is the last row of the same position.
-        logprob, rank: of the tokens asked about; ranks from 1, equal logits share one.
+        logprob, rank: of the tokens asked about; ranks from 1, equal logits share one; 0 for a logit that is NaN.
         final_logits: the rows that are the last of their position.
     """
 
@@ -175,7 +175,7 @@ def largest(x: Float[Tensor, "row col"], k: int) -> tuple[Float[Tensor, "row top
 def _places(
     kept: list[Tensor], tokens: Int[Tensor, "row token"], scratch: Scratch
 ) -> tuple[Tensor, Int[Tensor, "row token"]]:
-    """The logit of each token, and one more than the number of larger ones in its row."""
+    """The logit of each token, and one more than the number of larger ones in its row; 0 for NaN."""
     own = torch.zeros(tokens.shape, dtype=kept[0].dtype, device=kept[0].device)
     offset = 0
     for logits in kept:
@@ -189,4 +189,4 @@ def _places(
         for column in range(tokens.shape[1]):
             # Summed as floats, in which whole numbers up to 2^24 are exact: sums of booleans take three times as long.
             rank[:, column] += torch.gt(logits, own[:, column, None], out=larger).sum(1).long()
-    return own, rank
+    return own, rank.masked_fill(own.isnan(), 0)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from workbench.analysis.arguments import row_of, whole, whole_numbers
 from workbench.instrument import Activations
 
 EMBED = -1  # the number of the state before the first layer
@@ -54,13 +55,14 @@ def residual_stream(
         acts: a capture of `embed` and `resid_post`, or of `resid_pre` (which lacks the state after the last layer).
         layers: numbers of layers, from 0, for the states after them, and `"embed"`; default all that were captured.
         positions: a slice or numbers of positions in the text, negative ones from the end; default all captured.
-        row: of the batch.
+        row: of the batch, negative ones from the end.
         keep: for each position of the text whether it counts, such as a row of the attention mask; those with 0 are
             left out.
 
     Raises:
         KeyError: if no state was captured, or not that of a layer asked for.
         ValueError: for a position that was not captured, a capture of several texts, a row that does not exist.
+        TypeError: for a position or row that is no whole number.
     """
     names = _state_names(acts)
     if not names:
@@ -103,16 +105,14 @@ def choose_positions(
 
 
 def take(acts: Activations, name: str, rows: Int[Tensor, " pos"], row: int = 0) -> Tensor:
-    """Some rows of a point's position axis, of one text of the batch: the axes behind batch.
+    """Some rows of a point's position axis, of one text of the batch: the axes behind batch, without gradients.
 
     Raises:
         ValueError: for a row of the batch that does not exist.
     """
     first, last = int(rows.min()), int(rows.max())
-    part = acts.window(name, first, last + 1)
-    if not -len(part) <= row < len(part):
-        raise ValueError(f"row {row} does not exist; this capture has rows 0 … {len(part) - 1} of a batch.")
-    return part[row, (rows - first).to(part.device)]
+    part = acts.window(name, first, last + 1).detach()
+    return part[row_of(row, len(part)), (rows - first).to(part.device)]
 
 
 def followers(acts: Activations, positions: Int[Tensor, " pos"], row: int = 0) -> Int[Tensor, " pos"]:
@@ -139,11 +139,17 @@ def _state_names(acts: Activations) -> dict[int, str]:
 
 
 def _layer(layer: Any, names: dict[int, str]) -> int:
-    number = EMBED if layer == "embed" else layer
-    if isinstance(number, bool) or not isinstance(number, int) or (number < 0 and layer != "embed"):
-        raise ValueError(
-            f"layers has {layer!r}; write numbers from 0, or 'embed' for the state before the first layer."
-        )
+    if isinstance(layer, str) and layer == "embed":
+        number = EMBED
+    else:
+        try:
+            number = whole(layer, "layer")
+        except TypeError:
+            number = EMBED
+        if number < 0:
+            raise ValueError(
+                f"layers has {layer!r}; write numbers from 0, or 'embed' for the state before the first layer."
+            )
     if number not in names:
         there = ", ".join("embed" if i == EMBED else str(i) for i in sorted(names))
         raise KeyError(f"the residual state after layer {layer} was not captured; there are those after {there}.")
@@ -154,8 +160,8 @@ def _rows(captured: Int[Tensor, " pos"], end: int, positions: Any) -> Int[Tensor
     where = {int(position): row for row, position in enumerate(captured)}
     if isinstance(positions, slice):
         return torch.tensor([where[p] for p in range(end)[positions] if p in where], dtype=torch.long)
-    given = [positions] if isinstance(positions, int) else list(positions)
-    wanted = [int(p) + end if p < 0 else int(p) for p in given]
+    given = whole_numbers(positions, "position")
+    wanted = [p + end if p < 0 else p for p in given]
     missing = [p for p, q in zip(given, wanted, strict=True) if q not in where]
     if missing:
         raise ValueError(f"position {missing[0]} was not captured; captured are {_words(captured)}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +21,9 @@ from workbench.model import LlamaForCausalLM, LlamaModel
 def capture(
     model: LlamaForCausalLM | LlamaModel,
     *points: str,
-    layers: Iterable[int] | None = None,
-    positions: slice | Iterable[int] | None = None,
-    heads: Iterable[int] | None = None,
+    layers: int | Iterable[int] | None = None,
+    positions: slice | int | Iterable[int] | None = None,
+    heads: int | Iterable[int] | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     gradients: bool = False,
@@ -36,11 +37,18 @@ def capture(
             model(ids)
         acts["resid_post", 3]  # (batch, 64, d_model)
 
-    Forwards that other threads run meanwhile are not captured. Capturing does not change the model's numbers. Points
-    that follow from others that are captured too are not stored but computed when they are looked at, bit for bit (see
-    `recipes`); `scores` and `pattern` follow from queries, keys and mask, unless attention is eager or somebody edits
-    the forward: then they are stored as they were used. An edit whose block encloses this one is seen, one inside it
-    is not. The hooks are removed when the block ends, however it ends.
+    Forwards that other threads run meanwhile are not captured. A forward is captured when it has ended: one that is
+    refused or fails leaves nothing, and one that an edit runs inside another comes before that one.
+
+    Points that follow from others that are captured too are not stored but computed when they are looked at, bit for
+    bit (see `recipes`); `scores` and `pattern` follow from queries, keys and mask. They are stored as they were used
+    where attention is eager, somebody edits the text, or the cache may give attention other keys than were captured.
+    An edit whose block encloses this one is seen, one inside it is not. The hooks are removed when the block ends,
+    however it ends; copies of the model that are made in it are not captured.
+
+    Capturing does not change the model's numbers, with one exception: layers whose `scores` or `pattern` are stored
+    compute attention explicitly, which rounds differently from the fused kernels (about 1e-5). They are always stored
+    with `dtype`, `gradients=True` or `derive=False`.
 
     Args:
         points: names from `POINTS`, for all layers (`"q"`), one (`"layers.3.q"`) or some (`"layers.2:6.q"`); patterns
@@ -57,10 +65,15 @@ def capture(
             default, what is free in memory. See `plan`.
         spill: a folder to put tensors into, instead of memory.
 
+    Warns:
+        UserWarning: if the block ends and no forward of the model was seen.
+
     Raises:
-        ValueError: for an unknown point, layer or head, or choices that exclude each other; nothing is hooked then.
+        TypeError, ValueError: for an unknown point, layer, head or place, or choices that exclude each other; nothing
+            is hooked then.
         CaptureBudgetError: by a forward, before it runs, if it would not fit.
     """
+    model = getattr(model, "_orig_mod", model)  # of what torch.compile made
     located = resolve(model, points, layers)
     choice = Choice.of(model, located, positions, heads, dtype, device, gradients, derive, spill)
     recorder = Recorder(model, located, choice, Activations(), to_bytes(budget))
@@ -69,3 +82,9 @@ def capture(
         yield recorder.acts
     finally:
         recorder.detach()
+    if not recorder.begun:
+        warnings.warn(
+            "nothing was captured: no forward of this model ran in the block, in its own thread. What torch.compile "
+            "compiled before the block began does not see its hooks: call the model that was compiled instead.",
+            stacklevel=3,
+        )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from workbench.config import LlamaConfig
+from workbench.instrument.names import whole_numbers
 from workbench.instrument.points import Located, Point, base_of
 from workbench.instrument.recipes import FROM_ATTENTION, INPUTS
 from workbench.model import LlamaForCausalLM, LlamaModel
@@ -29,7 +30,7 @@ class Choice:
     positions: slice | tuple[int, ...] | None = None
     heads: tuple[int, ...] | None = None
     dtype: torch.dtype | None = None
-    device: torch.device | str | None = None
+    device: torch.device | None = None
     gradients: bool = False
     derive: bool = True
     spill: Path | None = None
@@ -40,8 +41,8 @@ class Choice:
         cls,
         model: LlamaForCausalLM | LlamaModel,
         located: Sequence[Located],
-        positions: slice | Iterable[int] | None = None,
-        heads: Iterable[int] | None = None,
+        positions: slice | int | Iterable[int] | None = None,
+        heads: int | Iterable[int] | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         gradients: bool = False,
@@ -56,32 +57,17 @@ class Choice:
         config, names = model.config, {item.point.name for item in located}
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise TypeError(f"dtype is {dtype!r}; a floating-point torch dtype such as torch.bfloat16 is needed.")
-        if gradients and (
-            other := [
-                name
-                for name, value in (
-                    ("positions", positions),
-                    ("heads", heads),
-                    ("dtype", dtype),
-                    ("device", device),
-                    ("spill", spill),
-                )
-                if value is not None
-            ]
-        ):
-            raise ValueError(
-                f"gradients=True keeps the forward's own tensors, so {', '.join(other)} cannot be applied. Leave "
-                f"{'it' if len(other) == 1 else 'them'} out, and select from the captured tensors."
-            )
+        if gradients:
+            _check_nothing_else(positions=positions, heads=heads, dtype=dtype, device=device, spill=spill)
         return cls(
             config,
             _positions(positions),
             _heads(heads, config.num_attention_heads),
             None if dtype == base_of(model).dtype else dtype,
-            device,
+            _device(device),
             gradients,
             derive and not gradients,
-            None if spill is None else Path(spill),
+            _folder(spill),
             keys_of_all="q_rot" in names or bool(names & set(FROM_ATTENTION)),
         )
 
@@ -161,6 +147,15 @@ def _inputs(name: str, layers: int, rest: bool) -> tuple[str, ...]:
     return tuple(f"{head}.{i}" for i in INPUTS[short])
 
 
+def _check_nothing_else(**choices: Any) -> None:
+    """Raises `ValueError` for choices that exclude `gradients=True`."""
+    if other := [name for name, value in choices.items() if value is not None]:
+        raise ValueError(
+            f"gradients=True keeps the forward's own tensors, so {', '.join(other)} cannot be applied. Leave "
+            f"{'it' if len(other) == 1 else 'them'} out, and select from the captured tensors."
+        )
+
+
 def _positions(given: Any) -> slice | tuple[int, ...] | None:
     if given is None or isinstance(given, slice):
         if isinstance(given, slice) and not all(
@@ -172,10 +167,9 @@ def _positions(given: Any) -> slice | tuple[int, ...] | None:
                 f"positions is {given!r}; captured positions stay in the order of the text: give a step of 1 or more."
             )
         return given
-    given = [given] if isinstance(given, int) and not isinstance(given, bool) else given
     try:
-        found = tuple(int(p) for p in given)
-    except (TypeError, ValueError):
+        found = whole_numbers("positions", given)
+    except TypeError:
         raise TypeError(f"positions is {given!r}; a slice or whole numbers are needed.") from None
     if not found:
         raise ValueError("positions is empty: nothing would be captured. Leave it out for all of them.")
@@ -185,10 +179,45 @@ def _positions(given: Any) -> slice | tuple[int, ...] | None:
 def _heads(given: Any, count: int) -> tuple[int, ...] | None:
     if given is None:
         return None
-    given = [given] if isinstance(given, int) and not isinstance(given, bool) else list(given)
-    for head in given:
-        if not isinstance(head, int) or isinstance(head, bool) or not -count <= head < count:
-            raise ValueError(f"head {head!r} does not exist; this model has query heads 0 … {count - 1}.")
-    if not given:
+    found = whole_numbers("heads", given)
+    for head in found:
+        if not -count <= head < count:
+            raise ValueError(f"head {head} does not exist; this model has query heads 0 … {count - 1}.")
+    if not found:
         raise ValueError("heads is empty: nothing would be captured. Leave it out for all of them.")
-    return tuple(sorted({head % count for head in given}))
+    return tuple(sorted({head % count for head in found}))
+
+
+def _device(given: Any) -> torch.device | None:
+    """Where to store.
+
+    Raises:
+        ValueError: if nothing can be stored there.
+    """
+    if given is None:
+        return None
+    try:
+        device = torch.device(given)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device is {str(given)!r}, but nothing can be stored there: {str(error).splitlines()[0].rstrip('.')}."
+        ) from None
+    if device.type == "meta":
+        raise ValueError("device is 'meta', which holds no numbers. To learn sizes only, use plan.")
+    return device
+
+
+def _folder(given: str | Path | None) -> Path | None:
+    """Where to spill to.
+
+    Raises:
+        ValueError: if it is, or is in, something else than a folder.
+    """
+    if given is None:
+        return None
+    folder = Path(given)
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f"spill is {str(given)!r}, but {there} is a file; a folder is needed, which may be new.")
+    return folder

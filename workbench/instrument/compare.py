@@ -21,7 +21,8 @@ class Difference:
 
     Attributes:
         table: one row a point that both have: `max` (largest |a − b|), `relative` (that, divided by the largest |a|),
-            `position` (the first one where it exceeds the tolerance, −1 for none), `same_bits`.
+            `position` (the first one where it exceeds the tolerance, −1 for none), `same_bits`. A number that is not
+            finite on one side only differs by infinity.
         only_a, only_b: points that one of them has alone.
         tolerance: of `relative`.
     """
@@ -76,8 +77,10 @@ def _compare(name: str, a: Tensor, b: Tensor, positions: Tensor, tolerance: floa
             f"{name!r} has shape {tuple(a.shape)} in one capture and {tuple(b.shape)} in the other. Compare captures "
             "of the same texts, positions and heads."
         )
+    a, b = a.detach(), b.detach()
     x, y = a.double(), b.to(a.device).double()
     gap = torch.where((x == y) | (x.isnan() & y.isnan()), 0.0, (x - y).abs())  # −inf and −inf are equal
+    gap = gap.nan_to_num(torch.inf, torch.inf)  # a NaN on one side only
     size = float(x[x.isfinite()].abs().max()) if x.isfinite().any() else 0.0
     axis = point_of(name).position_axis
     by_position = gap.movedim(axis, 0).flatten(1).amax(1) if gap.numel() else gap.new_zeros(0)
@@ -98,7 +101,7 @@ def summary(acts: Activations) -> pd.DataFrame:
     """One row a captured tensor, in the order of execution; magnitudes of the finite numbers."""
     rows = []
     for name in acts:
-        tensor, series = acts[name], acts.series(name)
+        tensor, series = acts[name].detach(), acts.series(name)
         finite = tensor[tensor.isfinite()].double()
         rows.append(
             {
@@ -120,7 +123,7 @@ def summary(acts: Activations) -> pd.DataFrame:
 
 def table(acts: Activations, name: str) -> pd.DataFrame:
     """The numbers of one point: its last axis as columns, the others as index, positions by number in the text."""
-    tensor, axes = acts[name].float(), point_of(name).axes
+    tensor, axes = acts[name].detach().float(), point_of(name).axes
     labels = []
     for axis, size in zip(axes, tensor.shape, strict=True):
         own = axis == axes[point_of(name).position_axis]

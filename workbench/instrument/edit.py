@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workbench.instrument.edit_apply import changed, check_edit, knocked_out, rows_of
+from workbench.instrument.edit_apply import changed, check_edit, check_goes_on, knocked_out, rows_changed, rows_of
 from workbench.instrument.edit_data import Edit
 from workbench.instrument.edit_effect import Effect
 from workbench.instrument.edit_forward import Forwards
@@ -19,7 +21,7 @@ from workbench.instrument.edit_site import EditError, Site
 from workbench.instrument.names import resolve
 from workbench.instrument.points import Located
 from workbench.model import LlamaForCausalLM, LlamaModel
-from workbench.model.mask import Mask
+from workbench.model.mask import Mask, build_mask
 
 Function = Callable[..., Any]  # f(tensor) or f(tensor, site)
 What = Function | Edit | Sequence[Function | Edit]
@@ -38,9 +40,17 @@ class ActiveEdits:
     @property
     def hits(self) -> list[int]:
         """How much each has changed: rows (one position of one batch row), or for `knock_out` attention edges (one of
-        one head and batch row), counted in each layer, point and forward.
+        one head and batch row), counted in each layer, point and forward. A row counts if one of its numbers is other
+        than before; a query of a mask that a function was given, if its mask has other rules or another bias.
         """
         return [effect.hits for effect in self.effects]
+
+    @property
+    def unchanged(self) -> list[int]:
+        """How many rows each was given that are what they were before: zero that was ablated, a patch with the same
+        numbers, a function that only looked.
+        """
+        return [effect.unchanged for effect in self.effects]
 
     def __repr__(self) -> str:
         return f"ActiveEdits({'; '.join(map(repr, self.effects))})"
@@ -61,7 +71,8 @@ def edit(
     A function is called as f(tensor), or f(tensor, site) if it takes two arguments, with what the point computed, and
     returns what goes on from there, of the same shape and dtype and on the same device. It is given a copy, so it may
     change it in place. At `mask` it is given and returns a `Mask`. Gradients flow through an edit as through the
-    function. What a key/value cache received in the block stays in it.
+    function. What a key/value cache received in the block stays in it. A forward that a function runs is not edited by
+    the block that the function is of.
 
     Hooks run in the order in which they were registered: an outer block's edits come first, and a `capture` sees what
     was edited outside of it, not what is edited inside. Forwards of other threads are not edited. `scores` and
@@ -75,18 +86,56 @@ def edit(
     Raises:
         TypeError, ValueError: for what the model has no place for; nothing is hooked then.
         EditError: (a `ValueError`) by a forward, if a function does not return what is needed; at the end of the block,
-            if an edit did not take effect at all, or not at each of its positions and edges; it says why.
+            if an edit did not take effect at all, or not at each of its positions and edges; it says why. What adds or
+            scales takes effect where it changes a number. What sets numbers (`zero`, `mean`, `patch`, `swap_kv`, a
+            function) may find them set, as a sweep over places does: `ActiveEdits.unchanged` counts that.
     """
-    forwards = Forwards(model)
-    tasks = [_task(model, key, what) for key, what in _listed(edits)]
-    try:
-        forwards.attach((item, task.hook(item)) for task in tasks for item in task.located)
-        yield ActiveEdits([task.effect for task in tasks])
-    finally:
-        forwards.detach()
-    missed = [reason for task in tasks if (reason := task.effect.missed(forwards.reads))]
-    if missed:
+    standing = StandingEdits(model, edits)
+    with standing.applied():
+        yield standing.active
+    if missed := standing.missed():
         raise EditError(" ".join(missed))
+
+
+class StandingEdits:
+    """Edits that are switched on for some forwards and off again, with one ledger of what they did in all of them.
+
+    For a text that is read by many forwards, each of which sees some of its positions: `edit` is one block of it.
+
+    Args:
+        model, edits: as of `edit`, with its errors.
+
+    Attributes:
+        active: what they have done so far.
+        reads: (first position, number of positions) of each forward.
+    """
+
+    def __init__(self, model: LlamaForCausalLM | LlamaModel, edits: Mapping[str, What] | Edit | Iterable[Edit]) -> None:
+        self.model = model
+        self.reads = Forwards(model).reads  # refuses what is no model
+        self._tasks = [_task(model, key, what) for key, what in _listed(edits)]
+        self.active = ActiveEdits([task.effect for task in self._tasks])
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Edits this thread's forwards inside the block. Says nothing of edits that have no effect there."""
+        forwards = Forwards(self.model)
+        forwards.reads = self.reads
+        try:
+            forwards.attach((item, task.hook(item)) for task in self._tasks for item in task.located)
+            yield
+        finally:
+            forwards.detach()
+
+    def missed(self) -> list[str]:
+        """Each edit that has not taken effect everywhere, and why."""
+        return [reason for task in self._tasks if (reason := task.effect.missed(self.reads))]
+
+    def overdue(self) -> list[str]:
+        """Each edit that had no effect at a position or edge although it was read, and why. What may still come, at
+        positions that no forward has reached, does not count.
+        """
+        return [reason for task in self._tasks if (reason := task.effect.overdue(self.reads))]
 
 
 # ------------------------------------------------------------------------------------------------------- what is edited
@@ -135,19 +184,25 @@ class _Task:
         """What to do with the output of a point."""
         if isinstance(self.what, Edit):
             return self._knock_out if self.what.kind == "knock_out" else self._ready_made(self.what, item)
-        return self._mask_function if item.point.name == "mask" else self._function
+        if item.point.name == "mask":
+            return self._mask_function
+        return functools.partial(self._function, item.point.position_axis)
 
     def _ready_made(self, what: Edit, item: Located) -> Callable[[Tensor, Site], Tensor]:
         def apply(tensor: Tensor, site: Site) -> Tensor:
             rows = rows_of(what, site)
-            if len(rows):
-                tensor = changed(what, item.point, tensor, site, rows)
-                self.effect.note_rows(site.positions[rows], tensor.shape[0])
-            return tensor
+            if not len(rows):
+                if self.effect.met:
+                    check_goes_on(what, site)
+                return tensor
+            found = changed(what, item.point, tensor, site, rows)
+            differ = rows_changed(tensor, found, item.point.position_axis, rows)
+            self.effect.note_rows(site.positions[rows], tensor.shape[0], differ, tensor.dtype)
+            return found
 
         return apply
 
-    def _function(self, tensor: Tensor, site: Site) -> Tensor:
+    def _function(self, axis: int, tensor: Tensor, site: Site) -> Tensor:
         given = tensor.clone()  # the function may change it, and the model or a capture may hold the original
         found = self._call(given, site)
         properties = tensor.shape, tensor.dtype, tensor.device
@@ -156,7 +211,7 @@ class _Task:
                 f"{self.effect.what} returned {_named(found)} at {site.name!r}; needed is {_named(tensor)}."
                 + (" A function that changes its tensor in place returns it, too." if found is None else "")
             )
-        self.effect.note_rows(site.positions, tensor.shape[0])
+        self.effect.note_rows(site.positions, tensor.shape[0], rows_changed(tensor, found, axis))
         # What the function may still hold is not what the model goes on with.
         return found if found is given else found.clone(memory_format=torch.contiguous_format)
 
@@ -170,7 +225,12 @@ class _Task:
                 f"{self.effect.what} returned {_named(found)} at {site.name!r}; needed is a Mask of the same queries "
                 "and keys, for example mask.with_rules(window(64))."
             )
-        self.effect.note_rows(mask.q_pos, 1)
+        try:
+            build_mask(found, mask.q_pos, mask.k_pos, len(site.tokens), self.heads)
+        except ValueError as error:
+            where = f"{self.effect.what} returned a Mask at {site.name!r}"
+            raise EditError(f"{where} that this forward cannot use: {error}") from None
+        self.effect.note_rows(mask.q_pos, 1, 0 if _same(found, mask) else len(mask.q_pos))
         return _copied(found)  # made anew, because a rule may have been put into its list
 
     def _call(self, given: Any, site: Site) -> Any:
@@ -182,9 +242,8 @@ class _Task:
         if self.last is None or self.last[0] is not mask:  # all layers of a forward are given the same one
             found, lost = knocked_out(self.what, mask, self.heads)
             self.effect.note_edges(self.what, mask, lost)
-            count = int(lost.expand(len(site.tokens), -1, -1).sum()) * len(self.what.heads or range(self.heads))
-            self.last = mask, found, count
-        self.effect.hits += self.last[2]
+            self.last = mask, found, int(lost.expand(len(site.tokens), -1, -1, -1).sum())
+        self.effect.note_changed(self.last[2])
         return self.last[1]
 
 
@@ -237,6 +296,15 @@ def _takes_site(key: str, function: Function) -> bool:
 def _copied(mask: Mask) -> Mask:
     extra = None if mask.extra is None else mask.extra.clone()
     return Mask(mask.rules, mask.q_pos.clone(), mask.k_pos.clone(), extra)
+
+
+def _same(one: Mask, other: Mask) -> bool:
+    """Whether they are made of the same rules and bias."""
+    if one.extra is None or other.extra is None:
+        same_bias = one.extra is other.extra
+    else:
+        same_bias = torch.equal(one.extra, other.extra)
+    return same_bias and len(one.rules) == len(other.rules) and all(map(operator.is_, one.rules, other.rules))
 
 
 def _named(value: Any) -> str:

@@ -215,27 +215,58 @@ def _mean_of(edit: Edit, tensor: Tensor, site: Site) -> Tensor:
     tokens = site.tokens.to(tensor.device)
     tokens = tokens.view(*tokens.shape, *[1] * (tensor.dim() - 2))
     count = tokens.sum(1, keepdim=True).clamp(min=1)
-    return tensor.masked_fill(~tokens, 0.0).sum(1, keepdim=True, dtype=torch.float32) / count
+    wide = torch.promote_types(tensor.dtype, torch.float32)
+    return tensor.masked_fill(~tokens, 0.0).sum(1, keepdim=True, dtype=wide) / count
+
+
+def check_goes_on(edit: Edit, site: Site) -> None:
+    """Of a forward in which a mean changes nothing, after one in which it did.
+
+    Raises:
+        EditError: if it goes on with the text in another chunk. Single tokens are those of a generation: the mean was
+            over the prompt.
+    """
+    if edit.kind == "mean" and edit.values is None and len(site.positions) > 1 and int(site.positions[0]) > 0:
+        raise EditError(
+            f"{edit} took the mean over the positions of one forward, and at {site.name!r} another one goes on with "
+            f"positions {int(site.positions[0])} … {int(site.positions[-1])}, so the text's split into forwards would "
+            "decide what it is. Give the mean: a tensor, or a capture."
+        )
+
+
+def rows_changed(before: Tensor, after: Tensor, axis: int, rows: Int[Tensor, " row"] | None = None) -> Int[Tensor, ""]:
+    """How many rows (one position of one batch row) differ in any number.
+
+    Args:
+        axis: that of positions.
+        rows: the positions that may differ; default all.
+    """
+    if rows is not None:
+        before, after = (x.index_select(axis, rows.to(x.device)) for x in (before, after))
+    others = [i for i in range(1, before.dim()) if i != axis]
+    return (before != after).sum(others).count_nonzero()
 
 
 # ------------------------------------------------------------------------------------------------------------- one mask
 
 
-def knocked_out(edit: Edit, mask: Mask, heads: int) -> tuple[Mask, Bool[Tensor, "batch q k"]]:
-    """The mask without the edges of a `knock_out`, and which cells were allowed before.
+def knocked_out(edit: Edit, mask: Mask, heads: int) -> tuple[Mask, Bool[Tensor, "batch head q k"]]:
+    """The mask without the edges of a `knock_out`, and which cells were allowed to its heads before.
 
     Args:
         heads: of queries, in the model.
     """
     cells = edges_of(edit, mask)
-    lost = mask.allowed() & cells
+    chosen = list(range(heads)) if edit.heads is None else [head % heads for head in edit.heads]
+    lost = (mask.allowed() & cells)[:, None].expand(-1, len(chosen), -1, -1)
+    if mask.extra is not None:
+        lost = lost & (mask.extra.expand(-1, heads, -1, -1)[:, chosen] != -torch.inf)
     if not bool(lost.any()):
         return mask, lost
     if edit.heads is None:
         return _with_rule(mask, custom(~cells)), lost
     extra = torch.zeros(1, 1, *cells.shape) if mask.extra is None else mask.extra
     extra = extra.expand(-1, heads, -1, -1).clone()
-    chosen = [head % heads for head in edit.heads]
     extra[:, chosen] = extra[:, chosen].masked_fill(cells, -torch.inf)
     return Mask(mask.rules, mask.q_pos, mask.k_pos, extra), lost
 

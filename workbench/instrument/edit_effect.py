@@ -21,28 +21,56 @@ class Effect:
 
     Attributes:
         what: the edit in words.
-        hits: see `ActiveEdits.hits`.
+        met: rows that were given to it, changed or not.
     """
 
     def __init__(self, what: str, edit: Edit | None = None) -> None:
-        self.what, self.edit, self.hits = what, edit, 0
+        self.what, self.edit, self.met = what, edit, 0
+        self._changed: Tensor | int = 0  # left where it is computed: reading it would wait for a GPU
+        self._dtype = ""
         self._rows: set[int] = set()  # positions changed; of a knock_out, queries that lost a key
         self._keys: set[int] = set()  # those keys
         self._edges: set[tuple[int, int]] = set()
         self._forbidden: dict[tuple[int, int], str] = {}
 
     def __repr__(self) -> str:
-        return f"{self.what}: {self.hits} changed"
+        return f"{self.what}: {self.hits} changed" + (f", {self.unchanged} so already" if self.unchanged else "")
 
-    def note_rows(self, positions: Int[Tensor, " row"], batch: int) -> None:
-        """Rows at these positions were changed."""
-        self.hits += len(positions) * batch
+    @property
+    def hits(self) -> int:
+        """See `ActiveEdits.hits`."""
+        return int(self._changed)
+
+    @property
+    def unchanged(self) -> int:
+        """See `ActiveEdits.unchanged`."""
+        return max(self.met - self.hits, 0)
+
+    @property
+    def took_effect(self) -> bool:
+        """Whether it did anything that it could be meant to do. What sets numbers may find them so; what adds or
+        scales has to change one.
+        """
+        must_change = self.edit is not None and self.edit.kind in ("add", "scale")
+        return self.hits > 0 or (self.met > 0 and not must_change)
+
+    def note_rows(self, positions: Int[Tensor, " row"], batch: int, changed: Tensor | int, dtype: Any = "") -> None:
+        """Rows at these positions were given to it, of which so many are other than before."""
+        self.met += len(positions) * batch
+        self._dtype = str(dtype).removeprefix("torch.")
+        self.note_changed(changed)
         if self.edit is not None and isinstance(self.edit.positions, tuple):
             self._rows.update(positions.tolist())
 
-    def note_edges(self, edit: Edit, mask: Mask, lost: Bool[Tensor, "batch q k"]) -> None:
+    def note_changed(self, count: Tensor | int) -> None:
+        """So many rows or edges were changed."""
+        if isinstance(count, Tensor) and isinstance(self._changed, Tensor):
+            count = count.to(self._changed.device)
+        self._changed = self._changed + count
+
+    def note_edges(self, edit: Edit, mask: Mask, lost: Bool[Tensor, "batch head q k"]) -> None:
         """These cells of a mask, allowed until now, were forbidden."""
-        cells = lost.any(0)
+        cells = lost.flatten(0, 1).any(0)
         if edit.edges is None:
             self._rows.update(mask.q_pos[cells.any(1)].tolist())
             self._keys.update(mask.k_pos[cells.any(0)].tolist())
@@ -51,21 +79,68 @@ class Effect:
         for at in (edges_of(edit, mask) & ~cells).nonzero().tolist():
             bits = int(mask.reasons(*(slice(i, i + 1) for i in at))[0])
             rules = [rule.name for bit, rule in enumerate(mask.rules) if bits >> bit & 1]
-            self._forbidden[_edge(mask, *at)] = f"it is forbidden already, by {', '.join(rules)}"
+            by = ", ".join(rules) or "what is added to the scores of these heads"
+            self._forbidden[_edge(mask, *at)] = f"it is forbidden already, by {by}"
 
     def missed(self, reads: Reads) -> str | None:
         """Why it did not take effect where it was meant to, or `None` if it did everywhere."""
         if not reads:
             return f"{self.what} did not take effect: no forward of this model ran in the block, in its thread."
-        found: dict[tuple[str, str], list[Any]] = {}
-        for label, item, reason in self._problems(reads):
-            found.setdefault((label, reason), []).append(item)
-        if found:
-            parts = [f"{label} {_numbers(items)}: {reason}" for (label, reason), items in found.items()]
-            return f"{self.what} did not take effect. {'; '.join(parts)}."
-        if self.hits:
+        if problems := list(self._problems(reads)):
+            return self._told(problems)
+        if self.took_effect:
             return None
-        return f"{self.what} did not take effect: it found nothing to change in this block, {_span(reads)}."
+        return f"{self.what} did not take effect: {self._nothing(f'this block, {_span(reads)}')}."
+
+    def overdue(self, reads: Reads) -> str | None:
+        """Why it did not take effect at positions that were read, or `None` if it did at all that were."""
+        if not reads or not self._reached(reads):
+            return None
+        if problems := [one for one in self._problems(reads) if not self._may_come(one, reads)]:
+            return self._told(problems)
+        waits = self.edit is not None and any(self._problems(reads))
+        if self.took_effect or waits:
+            return None
+        return f"{self.what} did not take effect: {self._nothing(f'the text so far, {_span(reads)}')}."
+
+    def _nothing(self, where: str) -> str:
+        """Why nothing was changed."""
+        edit = self.edit
+        if edit is None or not self.met:
+            return f"it found nothing to change in {where}"
+        if edit.kind == "scale":
+            met = f"what it met is 0, or the difference is lost in rounding to {self._dtype}"
+            why = "a factor of 1 leaves every number as it is" if edit.factor == 1 else met
+        else:
+            zero = not any(bool((value * edit.factor).any()) for value in (edit.values or {}).values())
+            why = "what it adds is 0" if zero else f"what it adds is lost in rounding to {self._dtype}"
+        return f"it changed no number, because {why}"
+
+    def _reached(self, reads: Reads) -> bool:
+        """Whether the text is as long as where it is to begin."""
+        if self.edit is None:
+            return True
+        begins = [s.start for s in (self.edit.positions, self.edit.queries, self.edit.keys) if isinstance(s, slice)]
+        return max(start + count for start, count in reads) > max(begins, default=-1)
+
+    def _may_come(self, problem: Problem, reads: Reads) -> bool:
+        """Whether what did not happen may still happen, when more of the text is read."""
+        label, item, _ = problem
+        if label == "edge":
+            return _unread(item[0], reads) is not None
+        if label != "key" or self.edit is None:
+            return _unread(item, reads) is not None
+        queries = self.edit.queries
+        if isinstance(queries, tuple):
+            return any(_unread(query, reads) for query in queries)
+        return _unread(max(item, queries.start if queries is not None else 0), reads) is not None
+
+    def _told(self, problems: list[Problem]) -> str:
+        found: dict[tuple[str, str], list[Any]] = {}
+        for label, item, reason in problems:
+            found.setdefault((label, reason), []).append(item)
+        parts = [f"{label} {_numbers(items)}: {reason}" for (label, reason), items in found.items()]
+        return f"{self.what} did not take effect. {'; '.join(parts)}."
 
     def _problems(self, reads: Reads) -> Iterator[Problem]:
         edit = self.edit

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterable
@@ -11,17 +13,42 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from workbench.instrument.edit_site import EditError, Site
+from workbench.instrument.edit_site import EditError, Site, is_token
 from workbench.instrument.names import resolve
 from workbench.instrument.points import Located, base_of
 from workbench.model import LlamaForCausalLM, LlamaModel
-from workbench.model.mask import Mask
+from workbench.model.mask import Mask, build_mask
 
 Change = Callable[[Any, Site], Any]  # what a point computed → what goes on from there
 
 
+@dataclasses.dataclass
+class _Forward:
+    """What is known of a forward. `built` is the mask before any edit; `masks` are those that are applied, by layer,
+    under `None` the one that all layers are given.
+    """
+
+    step: int = 0
+    start: int = 0
+    count: int = 0
+    batch: int = 1
+    keep: Any = 0  # logits_to_keep
+    build: Callable[[], Mask] | None = None
+    built: Mask | None = None
+    masks: dict[int | None, Mask] = dataclasses.field(default_factory=dict)
+
+    def tokens(self, positions: Int[Tensor, " pos"]) -> Bool[Tensor, "batch pos"]:
+        """Which of some positions are tokens."""
+        if self.built is None and self.build is not None:  # at `embed`
+            self.built = self.build()
+        return is_token(self.built, positions).expand(self.batch, -1)
+
+
 class Forwards:
     """Hooks for the forwards of the thread that makes it, until `detach`.
+
+    A forward that a change runs, as a function of the caller may, is left alone. Any other that begins while one runs
+    is changed too, and that one goes on as it was.
 
     Attributes:
         reads: (first position, number of positions) of each forward that has begun.
@@ -33,29 +60,26 @@ class Forwards:
         self._thread = threading.get_ident()
         self._signature = inspect.signature(self.base.forward)
         self._handles: list[Any] = []
-        self._inside = False
-        self._batch = 1
-        self._keep: Any = 0  # logits_to_keep
-        self._padding: Tensor | None = None  # (batch, positions so far), 0 at padding
-        self._masks: dict[int | None, Mask] = {}  # by layer; under None the one that all layers are given
+        self._running: list[_Forward] = []  # the innermost one last
+        self._ended: _Forward | None = None  # the one that ended last: its head comes after it
+        self._keep: Any = 0
+        self._changes = False  # whether a change is being made now
 
     def attach(self, changes: Iterable[tuple[Located, Change]]) -> None:
         """Registers the hooks. Those that watch masks come last: they see the edited ones."""
         layers = set()
         for item, change in changes:
-            self._handles.append(item.module.register_forward_hook(self._changing(item, change)))
+            self._hook(item.module, "register_forward_hook", self._changing(item, change))
             layers.add(item.layer)
             if item.point.name == "logits":
-                keep = self._looking(self._see_logits_to_keep)
-                self._handles.append(self.model.register_forward_pre_hook(keep, with_kwargs=True))
+                self._hook(self.model, "register_forward_pre_hook", self._see_logits_to_keep, with_kwargs=True)
         masks: list[tuple[nn.Module, int | None]] = [(self.base.hook_mask, None)]
         if inside := [layer for layer in layers if layer is not None]:
             masks += [(item.module, item.layer) for item in resolve(self.model, ["mask"], inside)]
-        self._handles += [
-            self.base.register_forward_pre_hook(self._looking(self._begin), with_kwargs=True),
-            self.base.register_forward_hook(self._looking(self._end), always_call=True),
-            *(module.register_forward_hook(self._looking(self._see_mask(layer))) for module, layer in masks),
-        ]
+        self._hook(self.base, "register_forward_pre_hook", self._begin, with_kwargs=True)
+        self._hook(self.base, "register_forward_hook", self._end, always_call=True)
+        for module, layer in masks:
+            self._hook(module, "register_forward_hook", self._see_mask(layer))
 
     def detach(self) -> None:
         """Removes them."""
@@ -63,19 +87,25 @@ class Forwards:
             handle.remove()
         self._handles = []
 
-    def _looking(self, hook: Callable[..., None]) -> Callable[..., None]:
-        """A hook that changes nothing, and heeds only the block's own thread: the page may run the same model."""
+    def _hook(self, module: nn.Module, register: str, hook: Callable[..., Any], **options: bool) -> None:
+        """Registers a hook that heeds only the block's own thread, as the page may run the same model, and only this
+        very module: a copy of the model that is made in the block has the hook too, and drops it when it first runs.
+        """
 
-        def look(*args: Any) -> None:
-            if threading.get_ident() == self._thread:
-                hook(*args)
+        def heed(called: nn.Module, *given: Any) -> Any:
+            if called is not module:
+                _drop(called, handle.id)
+                return None
+            return hook(called, *given) if threading.get_ident() == self._thread and not self._changes else None
 
-        return look
+        handle = getattr(module, register)(heed, **options)
+        self._handles.append(handle)
 
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         given = self._signature.bind_partial(*args, **kwargs).arguments
         tokens = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
         cache, mask = given.get("past_key_values"), given.get("attention_mask")
+        self._running.append(_Forward(step=len(self.reads), keep=self._keep))
         if not isinstance(tokens, Tensor) or tokens.dim() < 2:
             return  # refused by the forward that begins here
         if self.base.training and self.base.gradient_checkpointing:
@@ -83,15 +113,15 @@ class Forwards:
                 "edits are refused under gradient checkpointing: backward() computes layers again, when the block may "
                 "have ended, so their gradients would be those of other numbers. Call gradient_checkpointing_disable()."
             )
-        self._batch, count = tokens.shape[:2]
-        start = cache.length if cache is not None else 0
-        declared = isinstance(mask, Tensor) and tuple(mask.shape) == (self._batch, start + count)
-        self._padding = mask.cpu() if declared and mask is not None else None
-        self._masks, self._inside = {}, True
-        self.reads.append((start, count))
+        now = self._running[-1]
+        now.batch, now.count = tokens.shape[:2]
+        now.start = getattr(cache, "length", 0)
+        now.build = functools.partial(_mask_of, mask, cache, now, self.base.config.num_attention_heads)
+        self.reads.append((now.start, now.count))
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._inside = False
+        if self._running:
+            self._ended = self._running.pop()
 
     def _see_logits_to_keep(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         given = inspect.signature(self.model.forward).bind_partial(*args, **kwargs).arguments
@@ -99,8 +129,11 @@ class Forwards:
 
     def _see_mask(self, layer: int | None) -> Callable[..., None]:
         def see(module: nn.Module, args: Any, mask: Mask) -> None:
-            if self._inside:
-                self._masks[layer] = mask
+            if self._running:
+                now = self._running[-1]
+                now.masks[layer] = mask
+                if layer is None:
+                    now.built = args[0]
 
         return see
 
@@ -108,24 +141,39 @@ class Forwards:
         after = item.point.name == "logits"  # the head comes after the model; a norm may be called by anybody
 
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            heeded = threading.get_ident() == self._thread and (self._inside or (after and self.reads))
-            return change(output, self._site(item)) if heeded else None
+            now = self._ended if after else self._running[-1] if self._running else None
+            if now is None:
+                return None
+            self._changes = True
+            try:
+                return change(output, self._site(item, now))
+            finally:
+                self._changes = False
 
         return hook
 
-    def _site(self, item: Located) -> Site:
-        start, count = self.reads[-1]
-        mask = self._masks.get(item.layer, self._masks.get(None))
-        positions = torch.arange(start, start + count)
+    def _site(self, item: Located, now: _Forward) -> Site:
+        mask = now.masks.get(item.layer, now.masks.get(None))
+        positions = torch.arange(now.start, now.start + now.count)
         if "slot" in item.point.axes and mask is not None:
             positions = mask.k_pos
         if item.point.name == "logits":
-            positions = positions[_index(self._keep)]
-        return Site(item.full_name, item.layer, positions, self._tokens(positions), mask, len(self.reads) - 1)
+            positions = positions[_index(now.keep)]
+        return Site(item.full_name, item.layer, positions, now.tokens(positions), mask, now.step)
 
-    def _tokens(self, positions: Int[Tensor, " pos"]) -> Bool[Tensor, "batch pos"]:
-        found = (positions >= 0)[None].expand(self._batch, -1)
-        return found if self._padding is None else found & self._padding[:, positions.clamp(min=0)].bool()
+
+def _mask_of(given: Any, cache: Any, forward: _Forward, heads: int) -> Mask:
+    """The mask that a forward which begins now will build of what it is given."""
+    q_pos = torch.arange(forward.start, forward.start + forward.count)
+    k_pos = q_pos if cache is None else cache.positions(0, forward.count)
+    return build_mask(given, q_pos, k_pos, forward.batch, heads)
+
+
+def _drop(module: nn.Module, number: int) -> None:
+    """Removes the hooks of this number from a module that is no more than a copy of the one they were made for."""
+    for kind in ("_forward_hooks", "_forward_pre_hooks"):
+        for table in (kind, f"{kind}_with_kwargs", f"{kind}_always_called"):
+            getattr(module, table, {}).pop(number, None)
 
 
 def _index(keep: Any) -> Any:

@@ -10,6 +10,7 @@ vector, give `edit` a function that adds it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -103,7 +104,7 @@ def add(
         others: as of `zero`. Not at `scores` and `pattern`, whose last axis grows with the text.
     """
     if not isinstance(vector, Tensor):
-        vector = torch.tensor(_number("vector", vector))
+        vector = torch.tensor(_finite("vector", vector))
     where = _where(heads, neurons, positions, layers)
     return Edit("add", (point,), values=per_layer(vector), factor=_number("scale", scale), **where)
 
@@ -122,8 +123,9 @@ def mean(
     Args:
         source: what the mean is. `None`: over all positions of the same forward, padding left out, for each row of the
             batch; where that depends on how the text is split (a forward that continues a cache, or reads one
-            position) it is an error. Or the mean itself, shaped as `vector` of `add`; or one a layer, {layer: tensor};
-            or a capture, averaged over its batch and positions, padding left out.
+            position, or is followed by another chunk of the text) it is an error. Single tokens may follow: of a
+            generation it is the mean over the prompt. Or the mean itself, shaped as `vector` of `add`; or one a layer,
+            {layer: tensor}; or a capture, averaged over its batch and positions, padding left out.
         others: as of `zero`. Not at `scores` and `pattern`, whose last axis grows with the text.
 
     Raises:
@@ -242,6 +244,12 @@ def _number(what: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{what} is {value!r}; a number is needed.")
     return float(value)
+
+
+def _finite(what: str, value: Any) -> float:
+    if not math.isfinite(number := _number(what, value)):
+        raise ValueError(f"{what} is {number}; a finite number is needed.")
+    return number
 
 
 def _pair(edge: Any) -> tuple[int, int]:

@@ -3,7 +3,8 @@
 Tensors are named `layers.3.q_rot#0`, one for each captured forward. What follows from others pointwise is written as
 numbers; `scores` and `pattern` stay what they are computed from. The manifest (JSON in the file's metadata) holds the
 format's version, a hash of the model's configuration and weights, versions, dtype, the forwards with their tokens,
-positions and masks, and which heads were kept.
+positions and masks, and which heads were kept. What is read later is read from the file that was opened, also where
+another one has taken its place since; one that was written over is refused.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from workbench.instrument.activations import Activations, Span
+from workbench.instrument.mask_part import MaskPart
 from workbench.instrument.points import execution_order, point_of
-from workbench.instrument.recipes import AttentionRecipe, MaskPart, Rows
+from workbench.instrument.recipes import AttentionRecipe, Rows
 from workbench.instrument.series import Part
 from workbench.model.mask import Mask
 from workbench.model.mask_rules import rules_as_data, rules_from_data
@@ -51,15 +54,17 @@ def save(acts: Activations, path: Path) -> None:
     if not len(acts):
         raise ValueError("this capture is empty: no forward ran in its block. Run one before saving.")
     tensors: dict[str, Tensor] = {}
-    model = acts.model() if acts.model is not None else None
+    model, known = acts.model() if acts.model is not None else None, acts.manifest or {}
     names = sorted((*acts, *acts.hidden), key=execution_order)  # what something is computed from comes before it
     manifest = {
         "format": FORMAT,
         "version": VERSION,
         "workbench": importlib.metadata.version("llama-workbench"),
         "torch": torch.__version__,
-        "model": None if model is None else model_hash(model),
-        "config": None if model is None else model.config.to_dict(),
+        "model": known.get("model") if model is None else model_hash(model),
+        "config": known.get("config") if model is None else model.config.to_dict(),
+        "layers": acts.layer_count,
+        "scaling": list(acts.scaling.items()),
         "dtype": sorted({str(acts.series(name).parts[0].dtype).removeprefix("torch.") for name in acts}),
         "heads": acts.heads,
         "kv_heads": acts.kv_heads,
@@ -85,25 +90,26 @@ def load(path: Path) -> Activations:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}. Give one that acts.save(path) wrote.")
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            if "manifest" not in metadata:
-                raise ValueError(f"{path} is a safetensors file, but no capture: it has no manifest.")
-            manifest = json.loads(metadata["manifest"])
-            if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
-                raise ValueError(
-                    f"{path} has format {manifest.get('format')!r}, version {manifest.get('version')!r}; this is read: "
-                    f"{FORMAT!r}, version {VERSION}. Capture again, or use the release that wrote it."
-                )
-            acts = Activations()
-            acts.manifest = manifest
-            acts.heads, acts.kv_heads = _tuple(manifest["heads"]), _tuple(manifest["kv_heads"])
-            acts.spans.extend(_span(data, file) for data in manifest["spans"])
-            for name, parts in manifest["points"].items():
-                for data in parts:
-                    part = _part(acts, name, data, path, file)
-                    positions = file.get_tensor(data["positions"])
-                    acts.append(name, part, data["step"], positions, name in manifest["hidden"])
+        file = File(path)
+        metadata = file.tensors.metadata() or {}
+        if "manifest" not in metadata:
+            raise ValueError(f"{path} is a safetensors file, but no capture: it has no manifest.")
+        manifest = json.loads(metadata["manifest"])
+        if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
+            raise ValueError(
+                f"{path} has format {manifest.get('format')!r}, version {manifest.get('version')!r}; this is read: "
+                f"{FORMAT!r}, version {VERSION}. Capture again, or use the release that wrote it."
+            )
+        acts = Activations()
+        acts.manifest, acts.layer_count = manifest, manifest.get("layers")
+        acts.scaling = {layer: float(scale) for layer, scale in manifest.get("scaling", ())}
+        acts.heads, acts.kv_heads = _tuple(manifest["heads"]), _tuple(manifest["kv_heads"])
+        acts.spans.extend(_span(data, file.tensors) for data in manifest["spans"])
+        for name, parts in manifest["points"].items():
+            for data in parts:
+                part = _part(acts, name, data, file)
+                positions = file.tensors.get_tensor(data["positions"])
+                acts.append(name, part, data["step"], positions, name in manifest["hidden"])
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is damaged or no safetensors file: {error}. Save the capture again.") from error
     except (KeyError, TypeError) as error:
@@ -113,11 +119,53 @@ def load(path: Path) -> Activations:
     return acts
 
 
+def to_bytes(acts: Activations) -> bytes:
+    """What `save` would write."""
+    with tempfile.TemporaryDirectory() as folder:
+        save(acts, path := Path(folder) / "capture.safetensors")
+        return path.read_bytes()
+
+
+def from_bytes(data: bytes) -> Activations:
+    """The capture that `to_bytes` was given, in memory."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        path = Path(folder) / "capture.safetensors"
+        path.write_bytes(data)
+        acts = load(path)
+        for name in (*acts, *acts.hidden):
+            series = acts.series(name)
+            series.parts = [p.read(0, p.shape[p.axis]) if isinstance(p, InFile) else p for p in series.parts]
+            series.nbytes = sum(part.nbytes for part in series.parts)
+    return acts
+
+
+class File:
+    """An open file of tensors. It stays what it was when another one takes its place."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.tensors: Any = safe_open(path, "pt")
+        self._was = os.stat(path)
+
+    def check(self) -> None:
+        """Raises `ValueError` if other bytes were written into it."""
+        try:
+            now = os.stat(self.path)
+        except OSError:
+            return  # taken away; what is open stays
+        same = (now.st_mtime_ns, now.st_size) == (self._was.st_mtime_ns, self._was.st_size)
+        if os.path.samestat(now, self._was) and not same:
+            raise ValueError(f"{self.path} was written over since this capture was loaded from it. Load it again.")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> File:
+        return self
+
+
 @dataclasses.dataclass(frozen=True)
 class InFile:
     """A tensor of a capture's file, of which only what is looked at is read."""
 
-    path: Path
+    file: File
     key: str
     shape: torch.Size
     dtype: torch.dtype
@@ -130,9 +178,9 @@ class InFile:
 
     def read(self, start: int, stop: int) -> Tensor:
         """Rows of it."""
-        with safe_open(self.path, "pt") as file:
-            part = file.get_slice(self.key)
-            rows: Tensor = part[(*(slice(None),) * self.axis, slice(start, stop))]
+        self.file.check()
+        part = self.file.tensors.get_slice(self.key)
+        rows: Tensor = part[(*(slice(None),) * self.axis, slice(start, stop))]
         return rows
 
 
@@ -140,7 +188,8 @@ class InFile:
 
 
 def _span_data(index: int, span: Span, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    data: dict[str, Any] = {"start": span.start, "count": span.count, "masked": span.masked}
+    data: dict[str, Any] = {"start": span.start, "count": span.count, "masked": span.masked, "lossy": span.lossy}
+    data["other_keys"] = list(span.other_keys)
     data |= {"mask": None, "tokens": None}
     if span.tokens is not None:
         data["tokens"] = f"tokens#{index}"
@@ -153,7 +202,8 @@ def _span_data(index: int, span: Span, tensors: dict[str, Tensor]) -> dict[str, 
 def _span(data: dict[str, Any], file: Any) -> Span:
     tokens = None if data["tokens"] is None else file.get_tensor(data["tokens"])
     mask = None if data["mask"] is None else _mask(data["mask"], file)
-    return Span(data["start"], data["count"], data["masked"], mask, tokens)
+    lossy, other_keys = data.get("lossy", False), tuple(data.get("other_keys", ()))
+    return Span(data["start"], data["count"], data["masked"], mask, tokens, lossy, other_keys)
 
 
 def _mask_data(key: str, mask: Mask, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -197,7 +247,7 @@ def _point_data(acts: Activations, name: str, tensors: dict[str, Tensor]) -> lis
             data["rows"] = part.rows
         else:
             data["tensor"] = key
-            tensors[key] = series.of(i).contiguous().clone()
+            tensors[key] = series.of(i).detach().contiguous().clone()
         found.append(data)
     return found
 
@@ -217,18 +267,18 @@ def _attention_data(
     return {**places, **numbers, "mask": mask}
 
 
-def _part(acts: Activations, name: str, data: dict[str, Any], path: Path, file: Any) -> Part:
+def _part(acts: Activations, name: str, data: dict[str, Any], file: File) -> Part:
     if "mask" in data:
-        return MaskPart(_mask(data["mask"], file), _tuple(data["rows"]))
+        return MaskPart(_mask(data["mask"], file.tensors), _tuple(data["rows"]))
     if "attention" in data:
         given = data["attention"]
         queries, keys = (Rows(acts.or_empty(n), start, stop) for n, start, stop in (given["queries"], given["keys"]))
         heads = None if given["heads"] is None else tuple((int(a), int(b)) for a, b in given["heads"])
-        mask = _mask(given["mask"], file)
+        mask = _mask(given["mask"], file.tensors)
         return AttentionRecipe(queries, keys, mask, given["scale"], _tuple(given["rows"]), heads, given["softmax"])
-    whole = file.get_slice(data["tensor"])
-    dtype = file.get_slice(data["tensor"])[0:0].dtype
-    return InFile(path, data["tensor"], torch.Size(whole.get_shape()), dtype, point_of(name).position_axis)
+    whole = file.tensors.get_slice(data["tensor"])
+    dtype = file.tensors.get_slice(data["tensor"])[0:0].dtype
+    return InFile(file, data["tensor"], torch.Size(whole.get_shape()), dtype, point_of(name).position_axis)
 
 
 def _tuple(values: list[int] | None) -> tuple[int, ...] | None:

@@ -22,7 +22,7 @@ class Grid:
     Steps are the captured forwards (0 is the prompt's, or its first chunk), layers and positions have their own
     numbers; each may be an int or a slice. The result has one axis for each slice, in this order, then the batch and
     the point's other axes. With a KV cache each position was computed in one step only; a cell that a step did not
-    compute is NaN in a slice and an error alone. `[-1, …]` is the last step.
+    compute is NaN in a slice and an error alone, and so are layers that were not captured. `[-1, …]` is the last step.
 
     Raises:
         ValueError: for a point that is not per layer, has no axis of single positions, or was not captured.
@@ -45,14 +45,14 @@ class Grid:
         ranges = [
             _range(i, size, name) for i, size, name in zip(key, self.shape, ("step", "layer", "position"), strict=True)
         ]
-        missing = [layer for layer in ranges[1] if layer not in self.layers]
-        if missing:
-            raise IndexError(f"{self.short!r} was not captured in layer {missing[0]}; captured are {self.layers}.")
+        if isinstance(key[1], int) and ranges[1][0] not in self.layers:
+            raise IndexError(f"{self.short!r} was not captured in layer {ranges[1][0]}; captured are {self.layers}.")
         alone = all(isinstance(i, int) for i in key)
         sample = self.acts[self.short, self.layers[0]].select(1, 0)
         out = sample.new_full((*map(len, ranges), *sample.shape), torch.nan)
         for (a, step), (b, layer) in itertools.product(enumerate(ranges[0]), enumerate(ranges[1])):
-            self._fill(out[a, b], step, layer, ranges[2], alone)
+            if layer in self.layers:
+                self._fill(out[a, b], step, layer, ranges[2], alone)
         for axis in (2, 1, 0):
             if isinstance(key[axis], int):
                 out = out.select(axis, 0)

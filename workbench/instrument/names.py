@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import operator
 import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
@@ -22,7 +24,7 @@ _NORMALIZED = re.compile(r"(ln1\.|ln2\.|ln_final\.)?hook_normalized")
 
 
 def resolve(
-    model: LlamaForCausalLM | LlamaModel, names: Iterable[str], layers: Iterable[int] | None = None
+    model: LlamaForCausalLM | LlamaModel, names: Iterable[str], layers: int | Iterable[int] | None = None
 ) -> list[Located]:
     """The modules behind point names.
 
@@ -31,16 +33,19 @@ def resolve(
             in some, `"resid_*"` or `"layers.*.q*"` every point of that pattern. The names of TransformerLens
             (`"blocks.3.hook_resid_post"`) and of transformers (`"hidden_states[3]"`, `"model.layers.3.mlp"`) are
             understood where they mean one of ours.
-        layers: restricts names without a layer to these; negative numbers count from the end.
+        layers: restricts names without a layer to this one or these; negative numbers count from the end.
 
     Raises:
+        TypeError: for layers that are no whole numbers.
         ValueError: for an unknown point (naming the nearest ones), one that may mean several of ours (naming them), a
             layer the model does not have, no point at all, or `logits` of a model without a head.
     """
     base = base_of(model)
     modules = list(base.layers)
     count = len(modules)
-    chosen = [layer_index(i, count) for i in (range(count) if layers is None else layers)]
+    chosen = range(count) if layers is None else [layer_index(i, count) for i in whole_numbers("layers", layers)]
+    if layers is not None and not chosen:
+        raise ValueError("layers is empty, so no hook point was named. Leave it out for all of them.")
     if isinstance(names, str):
         names = [names]
     found: dict[str, Located] = {}
@@ -58,6 +63,27 @@ def resolve(
     if not found:
         raise ValueError(f"no hook point was named. Points are {', '.join(POINTS)}.")
     return list(found.values())
+
+
+def whole_numbers(what: str, given: Any) -> tuple[int, ...]:
+    """One number or several: Python's, NumPy's or those of a tensor.
+
+    Raises:
+        TypeError: if `given`, the argument `what`, is something else.
+    """
+    try:
+        if isinstance(given, str):
+            raise TypeError
+        alone = getattr(given, "ndim", None) == 0 or not isinstance(given, Iterable)
+        return tuple(_whole(number) for number in ([given] if alone else given))
+    except TypeError:
+        raise TypeError(f"{what} is {given!r}; a whole number or several are needed.") from None
+
+
+def _whole(number: Any) -> int:
+    if isinstance(number, bool) or "bool" in str(getattr(number, "dtype", "")):
+        raise TypeError
+    return operator.index(number)
 
 
 def _module(root: nn.Module, path: str) -> nn.Module:

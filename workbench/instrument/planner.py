@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
-import functools
 import math
 import os
 import re
-import time
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from workbench.instrument.choice import Choice
 from workbench.instrument.names import resolve
 from workbench.instrument.points import POINTS, Located, Point, base_of, execution_order, point_of
+from workbench.instrument.recipes import FROM_ATTENTION
+from workbench.instrument.speed import forward_seconds
 from workbench.instrument.watching import attention_is_fused, known_forward, only_watched
 from workbench.model import LlamaForCausalLM, LlamaModel
+
+if TYPE_CHECKING:
+    from workbench.instrument.activations import Activations
 
 NEED_ALL_KEYS = ("scores", "pattern", "k_cached", "v_cached")
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -88,28 +93,29 @@ def plan(
 
     Args:
         points, layers, positions, heads, dtype, device, gradients, derive, budget: as for `capture`.
-        tokens, batch: positions and rows that the forward reads. `past` are already in its cache.
+        tokens, batch: positions and rows that the forward reads, under `no_grad` unless gradients are kept: one that
+            records them for nobody stores every point. `past` positions are already in its cache.
 
     Raises:
         ValueError: as `capture`, and for sizes below 1.
     """
-    for name, value, least in (("tokens", tokens, 1), ("batch", batch, 1), ("past", past, 0)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}.")
+    shape = _shape(tokens, batch, past)
     located = resolve(model, [points] if isinstance(points, str) else points, layers)
     choice = Choice.of(model, located, positions, heads, dtype, device, gradients, derive)
-    base, shape = base_of(model), Shape(batch, past, tokens, past + tokens)
-    storage = Storage.of(located, choice, len(base.layers), Mode.now(base, past == 0))
+    base = base_of(model)
+    with torch.set_grad_enabled(gradients):
+        mode = Mode.now(base, past == 0)
+    storage = Storage.of(located, choice, len(base.layers), mode)
     itemsize, allowed = (choice.dtype or base.dtype).itemsize, to_bytes(budget)
     sizes, total = storage.sizes(choice, itemsize, shape), storage.total(choice, itemsize, shape)
-    forward = _forward_seconds(model, batch * tokens, past + tokens)
+    forward = forward_seconds(model, batch * tokens, past + tokens)
     return Plan(
         rows=tuple((short, n, sizes[short], n + _count(storage.derived, short)) for short, n in storage.stored.items()),
         tokens=tokens,
         batch=batch,
         seconds=(forward, forward + total / 5e9),
         budget=allowed,
-        advice=() if total <= allowed else advice(model, located, choice, total, allowed),
+        advice=() if total <= allowed else what_fits(model, located, choice, mode, [shape], allowed),
     )
 
 
@@ -184,6 +190,13 @@ class Storage:
         return sum(self.stored[short] * size for short, size in sizes.items())
 
 
+def _shape(tokens: Any, batch: Any, past: Any) -> Shape:
+    for name, value, least in (("tokens", tokens, 1), ("batch", batch, 1), ("past", past, 0)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} is {value!r}; it must be a whole number of at least {least}.")
+    return Shape(batch, past, tokens, past + tokens)
+
+
 def _numbers(point: Point, choice: Choice, shape: Shape) -> int:
     config = choice.config
     rows = choice.rows(shape.start, shape.count)
@@ -210,30 +223,106 @@ def _numbers(point: Point, choice: Choice, shape: Shape) -> int:
     return total
 
 
-def advice(
-    model: LlamaForCausalLM | LlamaModel, located: Sequence[Located], choice: Choice, needed: int, allowed: int
+def check_budget(
+    model: LlamaForCausalLM | LlamaModel,
+    located: Sequence[Located],
+    choice: Choice,
+    mode: Mode,
+    shape: Shape,
+    needed: int,
+    acts: Activations,
+    budget: int,
+) -> None:
+    """Refuses a forward, which adds `needed` bytes to a capture, if it would not fit. What is spilled is no matter of
+    the budget, which is memory's: the folder's disk has to have room for it.
+
+    Raises:
+        CaptureBudgetError: if memory or the disk is too small; it says what would fit.
+    """
+    folder = choice.spill
+    held, allowed = (acts.nbytes, budget) if folder is None else (0, free_on_disk(folder))
+    if held + needed <= allowed:
+        return
+    shapes = [shape]
+    for span in acts.spans if folder is None else ():
+        batch = shape.batch if span.tokens is None else len(span.tokens)
+        shapes.append(Shape(batch, span.start, span.count, span.start + span.count))
+    raise refuse(needed, held, allowed, shape, what_fits(model, located, choice, mode, shapes, allowed), folder)
+
+
+def what_fits(
+    model: LlamaForCausalLM | LlamaModel,
+    located: Sequence[Located],
+    choice: Choice,
+    mode: Mode,
+    shapes: Sequence[Shape],
+    allowed: int,
 ) -> tuple[str, ...]:
-    """Choices with which `needed` bytes would become at most `allowed`."""
+    """Other choices with which forwards of these shapes would take at most so many bytes."""
+
+    def fits(located: Sequence[Located] = located, **changes: Any) -> bool:
+        names = {item.point.name for item in located}
+        keys_of_all = choice.keys_of_all and ("q_rot" in names or bool(names & set(FROM_ATTENTION)))
+        other = dataclasses.replace(choice, keys_of_all=keys_of_all, **changes)
+        return _bytes_of(base_of(model), located, other, mode, shapes) <= allowed
+
     found = []
     layers = sorted({item.layer for item in located if item.layer is not None})
-    share = max(allowed, 0) / needed
-    if len(layers) > 1 and int(len(layers) * share) >= 1:
-        found.append(f"{int(len(layers) * share)} layers instead of {len(layers)} (layers=…)")
-    if choice.dtype is None and base_of(model).dtype.itemsize == 4 and share >= 0.5:
-        found.append("dtype=torch.bfloat16")
-    if choice.positions is None and share > 0:
-        found.append(f"positions=slice(-n, None) with n at most {share:.0%} of the text")
-    if len({item.point.name for item in located}) > 1:
-        found.append("fewer points")
-    return (*found, 'spill="folder" to keep them on disk')
+
+    def of_layers(n: int) -> list[Located]:
+        return [item for item in located if item.layer is None or item.layer in layers[:n]]
+
+    if n := _most(len(layers) - 1, lambda n: fits(of_layers(n))):
+        these = f"range({layers[0]}, {layers[0] + n})" if layers[n - 1] == layers[0] + n - 1 else str(layers[:n])
+        found.append(f"{n} layer{'s' if n > 1 else ''} instead of {len(layers)} (layers={these})")
+    if not choice.gradients:
+        if choice.dtype is None and base_of(model).dtype.itemsize > 2 and fits(dtype=torch.bfloat16):
+            found.append("dtype=torch.bfloat16")
+        longest = max(shape.count for shape in shapes)
+        if choice.positions is None and (n := _most(longest - 1, lambda n: fits(positions=slice(-n, None)))):
+            found.append(f"positions=slice(-{n}, None)")
+    if without := _points_to_leave_out(located, fits):
+        found.append(f"the points without {', '.join(map(repr, without))}")
+    if choice.spill is None and not choice.gradients:
+        found.append('spill="folder" to keep them on disk')
+    return tuple(found)
 
 
-def refuse(needed: int, held: int, allowed: int, shape: Shape, choices: tuple[str, ...]) -> CaptureBudgetError:
-    """The error of a forward that would not fit."""
+def _most(most: int, fits: Callable[[int], bool]) -> int:
+    """The largest number from 1 to `most` that fits, 0 if none does."""
+    return bisect.bisect_left(range(1, most + 1), True, key=lambda n: not fits(n)) if most > 0 else 0
+
+
+def _points_to_leave_out(located: Sequence[Located], fits: Callable[[Sequence[Located]], bool]) -> list[str]:
+    """The fewest points, last ones first, without which the others fit; none if not one does alone."""
+    names = list(dict.fromkeys(item.point.name for item in located))
+    alone = [name for name in names if fits([item for item in located if item.point.name == name])]
+    kept: list[str] = []
+    for name in alone:
+        if fits([item for item in located if item.point.name in (*kept, name)]):
+            kept.append(name)
+    return [name for name in names if name not in kept] if kept else []
+
+
+def _bytes_of(base: LlamaModel, located: Sequence[Located], choice: Choice, mode: Mode, shapes: Sequence[Shape]) -> int:
+    total = 0
+    itemsize = (choice.dtype or base.dtype).itemsize
+    for from_start in {shape.start == 0 or mode.from_start for shape in shapes}:
+        storage = Storage.of(located, choice, len(base.layers), dataclasses.replace(mode, from_start=from_start))
+        these = [shape for shape in shapes if (shape.start == 0 or mode.from_start) == from_start]
+        total += sum(storage.total(choice, itemsize, shape) for shape in these)
+    return total
+
+
+def refuse(
+    needed: int, held: int, allowed: int, shape: Shape, choices: tuple[str, ...], folder: Path | None = None
+) -> CaptureBudgetError:
+    """The error of a forward that would not fit in memory, or on the disk that a folder is on."""
+    limit = f"the budget is {human(allowed)}" if folder is None else f"there are {human(allowed)} free for {folder}"
     return CaptureBudgetError(
         f"capturing this forward of {shape.batch} × {shape.count} tokens would take {human(needed)}"
         + (f" besides the {human(held)} held already" if held else "")
-        + f", but the budget is {human(allowed)}. Nothing ran. {_either(choices)}"
+        + f", but {limit}. Nothing ran. {_either(choices)}"
     )
 
 
@@ -242,7 +331,7 @@ def _count(names: Iterable[str], short: str) -> int:
 
 
 def _either(choices: Sequence[str]) -> str:
-    return "What would fit: " + "; or ".join(choices) + "; or a larger budget=."
+    return "What would fit: " + "; or ".join([*choices, "a larger budget="]) + "."
 
 
 def to_bytes(budget: Any) -> int:
@@ -276,6 +365,12 @@ def free_memory() -> int:
         return 1 << 62  # unknown: nothing is refused
 
 
+def free_on_disk(folder: Path) -> int:
+    """Bytes that can be written to a folder, which need not be there yet."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free
+
+
 def human(size: float) -> str:
     """Bytes in words."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -283,30 +378,3 @@ def human(size: float) -> str:
             return f"{size:,.0f} {unit}" if unit == "B" else f"{size:,.1f} {unit}"
         size /= 1000
     raise AssertionError
-
-
-def _forward_seconds(model: LlamaForCausalLM | LlamaModel, rows: int, keys: int) -> float:
-    """From the number of multiplications and the speed of one product, or of reading the weights once."""
-    config = model.config
-    weights = sum(p.numel() for p in base_of(model).layers.parameters())
-    attention = 2 * rows * keys * config.num_attention_heads * config.d_head * config.num_hidden_layers
-    flops_a_second, bytes_a_second = _speed(base_of(model).dtype, str(base_of(model).device))
-    compute = (2 * rows * weights + 2 * attention) / flops_a_second
-    return max(compute, weights * base_of(model).dtype.itemsize / bytes_a_second)
-
-
-@functools.cache
-def _speed(dtype: torch.dtype, device: str) -> tuple[float, float]:
-    """Operations and bytes a second, of one small product and one sum."""
-    if device == "meta":
-        return math.nan, math.nan
-    a, big = torch.ones(512, 512, dtype=dtype, device=device), torch.ones(1 << 22, device=device)
-    return 2 * 512**3 / _seconds(lambda: a @ a), big.nbytes / _seconds(big.sum)
-
-
-def _seconds(work: Callable[[], torch.Tensor]) -> float:
-    work()
-    began = time.perf_counter()
-    for _ in range(3):
-        work().view(-1)[0].item()  # waits for a GPU
-    return (time.perf_counter() - began) / 3

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from workbench.instrument.mask_part import allowed_rows
 from workbench.instrument.series import Series
 from workbench.model.attention import attention_pattern, dot_products
 from workbench.model.mask import Mask
@@ -97,26 +98,6 @@ class Recipe:
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskPart:
-    """The mask of a forward, or of some of its rows, as a captured point. Rules take next to no memory."""
-
-    mask: Mask
-    rows: tuple[int, ...] | None = None
-    dtype: torch.dtype = torch.bool
-    nbytes: int = 0
-
-    @property
-    def shape(self) -> torch.Size:
-        """(batch or 1, q, k)."""
-        batch = self.mask.allowed(slice(0, 1), slice(0, 1)).shape[0]
-        return torch.Size((batch, len(self.mask.q_pos) if self.rows is None else len(self.rows), len(self.mask.k_pos)))
-
-    def read(self, start: int, stop: int) -> Tensor:
-        """Which cells may attend, of some queries."""
-        return allowed_rows(self.mask, self.rows, start, stop)
-
-
-@dataclasses.dataclass(frozen=True)
 class AttentionRecipe:
     """`scores` or `pattern` of one forward, from its queries, the keys it saw and its mask.
 
@@ -173,21 +154,3 @@ def gated(activation: Callable[[Tensor], Tensor], gate: Tensor, up: Tensor) -> T
     """
     gate, up = torch.cat((gate, up), -1).chunk(2, -1)
     return activation(gate) * up
-
-
-def allowed_rows(mask: Mask, rows: tuple[int, ...] | None, start: int, stop: int) -> Tensor:
-    """(batch or 1, q, k) of the kept rows `start` to `stop`, without making the others."""
-    if rows is None:
-        return mask.allowed(slice(start, stop))
-    return torch.cat([mask.allowed(slice(first, last)) for first, last in runs(rows[start:stop])], 1)
-
-
-def runs(numbers: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Ascending numbers as half-open ranges."""
-    found: list[tuple[int, int]] = []
-    for n in numbers:
-        if found and found[-1][1] == n:
-            found[-1] = (found[-1][0], n + 1)
-        else:
-            found.append((n, n + 1))
-    return found

@@ -181,7 +181,8 @@ def _check(run: _Run, name: str, tolerance: float) -> Check:
     compute = INVARIANTS[name]
     inside = any(name in point.invariants and point.per_layer for point in POINTS.values())
     worst, where = 0.0, None
-    for layer in range(len(run.base.layers)) if inside else (0,):
+    first = 1 if compute is _before else 0  # no layer is before layer 0
+    for layer in range(first, len(run.base.layers)) if inside else (0,):
         run.layer = layer
         error = _error(*compute(run))
         if error > worst or math.isnan(error):
@@ -202,11 +203,26 @@ def _error(actual: Tensor, expected: Tensor) -> float:
     return float((a - b)[finite].abs().max()) / (size or 1.0) if finite.any() else 0.0
 
 
-def _norm(x: Tensor, module: nn.Module) -> Tensor:
+def _norm(r: _Run, x: Tensor, module: nn.Module) -> Tensor:
     at: Any = module
     wide = x.double()
-    normed: Tensor = wide / (wide.square().mean(-1, keepdim=True) + at.variance_epsilon).sqrt() * at.weight.double()
+    normed: Tensor = wide / (wide.square().mean(-1, keepdim=True) + r.config.rms_norm_eps).sqrt() * at.weight.double()
     return normed
+
+
+# What `hidden_act` of a config means; a config may also hold a function of its own.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": lambda x: x * x.sigmoid(),
+    "gelu": lambda x: x * (1 + (x / math.sqrt(2)).erf()) / 2,
+    "gelu_pytorch_tanh": lambda x: x * (1 + (math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)).tanh()) / 2,
+    "relu": lambda x: x.clamp(min=0),
+}
+
+
+def _act(r: _Run) -> tuple[Tensor, Tensor]:
+    given = r.config.hidden_act
+    activation = given if callable(given) else ACTIVATIONS[given]
+    return r("act"), activation(r("gate").double()) * r("up").double()
 
 
 def _product(x: Tensor, module: nn.Module) -> Tensor:
@@ -234,13 +250,13 @@ def _softmax(scores: Tensor) -> Tensor:
 
 
 def _embedding(r: _Run) -> tuple[Tensor, Tensor]:
-    weight: Any = r.base.embed_tokens.weight
-    return r("embed"), weight[r.ids]
+    at: Any = r.base.embed_tokens
+    if type(at) is not nn.Embedding:
+        return r("embed"), at.forward(r.ids)  # 8 bits: its own look-up is what there is
+    return r("embed"), at.weight[r.ids]
 
 
 def _before(r: _Run) -> tuple[Tensor, Tensor]:
-    if r.layer == 0:
-        return r("resid_pre"), r("resid_pre")
     return r("resid_pre"), r.acts["resid_post", r.layer - 1]
 
 
@@ -249,14 +265,14 @@ def _first(r: _Run) -> tuple[Tensor, Tensor]:
 
 
 def _last(r: _Run) -> tuple[Tensor, Tensor]:
-    return r("final_norm"), _norm(r.acts["resid_post", len(r.base.layers) - 1], r.base.norm)
+    return r("final_norm"), _norm(r, r.acts["resid_post", len(r.base.layers) - 1], r.base.norm)
 
 
 INVARIANTS: dict[str, Callable[[_Run], tuple[Tensor, Tensor]]] = {
     "embed is row input_ids of the embedding": _embedding,
     "resid_pre of layer 0 is embed": _first,
     "resid_pre is resid_post of the layer before": _before,
-    "attn_norm is RMSNorm of resid_pre": lambda r: (r("attn_norm"), _norm(r("resid_pre"), r.module.input_layernorm)),
+    "attn_norm is RMSNorm of resid_pre": lambda r: (r("attn_norm"), _norm(r, r("resid_pre"), r.module.input_layernorm)),
     "q is q_proj(attn_norm)": lambda r: (r("q"), _heads(r, r.attention.q_proj)),
     "k is k_proj(attn_norm)": lambda r: (r("k"), _heads(r, r.attention.k_proj)),
     "v is v_proj(attn_norm)": lambda r: (r("v"), _heads(r, r.attention.v_proj)),
@@ -283,11 +299,11 @@ INVARIANTS: dict[str, Callable[[_Run], tuple[Tensor, Tensor]]] = {
     "resid_pre + attn_out is resid_mid": lambda r: (r("resid_mid"), r("resid_pre").double() + r("attn_out").double()),
     "mlp_norm is RMSNorm of resid_mid": lambda r: (
         r("mlp_norm"),
-        _norm(r("resid_mid"), r.module.post_attention_layernorm),
+        _norm(r, r("resid_mid"), r.module.post_attention_layernorm),
     ),
     "gate is gate_proj(mlp_norm)": lambda r: (r("gate"), _product(r("mlp_norm"), r.module.mlp.gate_proj)),
     "up is up_proj(mlp_norm)": lambda r: (r("up"), _product(r("mlp_norm"), r.module.mlp.up_proj)),
-    "act is act_fn(gate) · up": lambda r: (r("act"), r.module.mlp.act_fn(r("gate").double()) * r("up").double()),
+    "act is act_fn(gate) · up": _act,
     "mlp_out is down_proj(act)": lambda r: (r("mlp_out"), _product(r("act"), r.module.mlp.down_proj)),
     "resid_mid + mlp_out is resid_post": lambda r: (r("resid_post"), r("resid_mid").double() + r("mlp_out").double()),
     "final_norm is RMSNorm of the last resid_post": _last,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from typing import Protocol
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
+from workbench.instrument.mask_part import MaskPart
 from workbench.instrument.points import Point
 
 
@@ -49,7 +51,8 @@ def read_part(part: Part, axis: int, start: int, stop: int) -> Tensor:
 @dataclasses.dataclass
 class Series:
     """The tensors of one point: `sizes[i]` rows of the position axis were captured in forward `steps[i]`, at
-    `positions[i]`. `parts` hold the rows in order; reading all of them joins those that lie in memory.
+    `positions[i]`. `parts` hold the rows in order; reading all of them joins those that lie in memory, but for those
+    that gradients flow through and those whose other axis differs.
     """
 
     point: Point
@@ -57,6 +60,8 @@ class Series:
     sizes: list[int] = dataclasses.field(default_factory=list)
     steps: list[int] = dataclasses.field(default_factory=list)
     positions: list[Int[Tensor, " pos"]] = dataclasses.field(default_factory=list)
+    ends: list[int] = dataclasses.field(default_factory=list)  # of the parts: how many rows there are up to there
+    nbytes: int = 0  # held
 
     @property
     def axis(self) -> int:
@@ -66,17 +71,14 @@ class Series:
     @property
     def total(self) -> int:
         """Rows of the position axis, of all forwards."""
-        return sum(self.sizes)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return sum(part.nbytes for part in self.parts)
+        return self.ends[-1] if self.ends else 0
 
     def append(self, part: Part, step: int, positions: Int[Tensor, " pos"] | None = None) -> None:
         """Adds what one more forward computed."""
         size = part.shape[self.axis]
         self.parts.append(part)
+        self.nbytes += part.nbytes
+        self.ends.append((self.ends[-1] if self.ends else 0) + size)
         self.sizes.append(size)
         self.steps.append(step)
         self.positions.append(torch.arange(self.total - size, self.total) if positions is None else positions)
@@ -89,19 +91,20 @@ class Series:
         """
         if "slot" in self.point.axes:
             return self.of(len(self.sizes) - 1)
-        if len(self.parts) == 1 and isinstance(self.parts[0], Tensor):
-            self.parts[0] = self.parts[0].contiguous()
-            return self.parts[0]
         joined = self.join([read_part(part, self.axis, 0, part.shape[self.axis]) for part in self.parts])
-        if all(isinstance(part, Tensor) for part in self.parts):
-            self.parts = [joined]
+        if joined.requires_grad:
+            return joined
+        joined = joined.contiguous()
+        if all(isinstance(part, Tensor) for part in self.parts) and "k_pos" not in self.point.axes:
+            self.parts, self.ends, self.nbytes = [joined], [joined.shape[self.axis]], joined.nbytes
         return joined
 
     def of(self, index: int) -> Tensor:
         """What the `index`-th of the forwards gave."""
         if "slot" in self.point.axes:
             part = self.parts[index]
-            return read_part(part, self.axis, 0, part.shape[self.axis]).contiguous()
+            found = read_part(part, self.axis, 0, part.shape[self.axis])
+            return found if found.requires_grad else found.contiguous()
         start = sum(self.sizes[:index])
         return self.window(start, start + self.sizes[index])
 
@@ -111,36 +114,48 @@ class Series:
         Raises:
             IndexError: if there are none.
         """
-        found, offset = [], 0
-        for part in self.parts:
-            rows = part.shape[self.axis]
-            low, high = max(start - offset, 0), min(stop - offset, rows)
+        found, total = [], self.ends[-1] if self.ends else 0
+        first = bisect.bisect_right(self.ends, max(start, 0))  # the part that row `start` is in
+        for i in range(first, len(self.parts)):
+            offset = self.ends[i - 1] if i else 0
+            low, high = max(start - offset, 0), min(stop, self.ends[i]) - offset
             if low < high:
-                found.append(read_part(part, self.axis, low, high))
-            offset += rows
+                found.append(read_part(self.parts[i], self.axis, low, high))
+            if self.ends[i] >= stop:
+                break
         if not found:
-            raise IndexError(f"{self.point.name!r} has {offset} positions; {start} … {stop} was asked for.")
+            raise IndexError(f"{self.point.name!r} has {total} positions; {start} … {stop} was asked for.")
         return self.join(found)
 
-    def crop(self, length: int, copy: bool = False) -> None:
-        """Forgets the rows of positions from `length` on. `copy`: computed parts that stay whole become tensors too."""
+    def crop(self, length: int, steps: dict[int, int] | None = None, copy: bool = False) -> None:
+        """Forgets the rows of positions from `length` on.
+
+        Args:
+            length: how many positions are left.
+            steps: the forwards that are left, with their new numbers; `None` for all, with their own.
+            copy: whether computed parts that stay whole become tensors too.
+        """
         kept = Series(self.point)
-        ends = [sum(self.sizes[: i + 1]) for i in range(len(self.sizes))]
-        for i, end in enumerate(ends):
-            rows = int((self.positions[i] < length).sum())
-            if not rows:
-                continue
-            apart = len(self.parts) == len(self.sizes)
-            if rows == self.sizes[i] and apart and (isinstance(self.parts[i], Tensor) or not copy):
-                part = self.parts[i]
-            else:  # a copy: a view would keep what was cut off alive
-                part = self.window(end - self.sizes[i], end - self.sizes[i] + rows).clone()
-            if isinstance(part, Tensor) and "k_pos" in self.point.axes and part.shape[-1] > length:
-                part = part[..., :length].clone()
-            kept.append(part, self.steps[i], self.positions[i][:rows])
-        if self.parts and not kept.parts:
+        for i, positions in enumerate(self.positions):
+            rows = int((positions < length).sum())
+            step = self.steps[i] if steps is None else steps.get(self.steps[i])
+            if rows and step is not None:
+                kept.append(self._cropped(i, rows, length, copy), step, positions[:rows])
+        if self.parts and not kept.parts and steps is None:
             kept.append(self.window(0, 1).narrow(self.axis, 0, 0).clone(), self.steps[0], self.positions[0][:0])
         self.parts, self.sizes, self.steps, self.positions = kept.parts, kept.sizes, kept.steps, kept.positions
+        self.ends, self.nbytes = kept.ends, kept.nbytes
+
+    def _cropped(self, index: int, rows: int, length: int, copy: bool) -> Part:
+        """The first `rows` rows of the `index`-th forward, and no key from position `length` on."""
+        part = self.parts[index] if len(self.parts) == len(self.sizes) else None
+        if isinstance(part, MaskPart):
+            return part.cropped(length)
+        if rows < self.sizes[index] or part is None or (copy and not isinstance(part, Tensor)):
+            part = self.of(index).narrow(self.axis, 0, rows).clone()  # a view would keep what was cut off alive
+        if isinstance(part, Tensor) and "k_pos" in self.point.axes and part.shape[-1] > length:
+            part = part[..., :length].clone()
+        return part
 
     def join(self, tensors: list[Tensor]) -> Tensor:
         """Tensors of successive forwards, one behind the other along positions.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,13 +14,46 @@ from workbench.model.llama import STRUCTURE, LlamaModel
 from workbench.model.norm import LlamaRMSNorm
 from workbench.model.rope import LlamaRotaryEmbedding
 
-Hook = TypeVar("Hook", bound=Callable[..., Any])
+
+class Watch:
+    """A hook that only looks, at what the thread that makes it computes: the page may run the same model meanwhile.
+
+    A copy of a model, made while it is watched, is not: it gets hooks that take themselves away when it runs.
+
+    Attributes:
+        observes: says so to `only_watched`.
+    """
+
+    observes = True
+
+    def __init__(self, look: Callable[..., None]) -> None:
+        self.look, self.thread = look, threading.get_ident()
+
+    def __call__(self, *args: Any) -> None:
+        """As PyTorch calls it."""
+        if threading.get_ident() == self.thread:
+            self.look(*args)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Stray:
+        return Stray()
+
+    def __reduce__(self) -> tuple[type[Stray], tuple[()]]:
+        return Stray, ()
 
 
-def observer(hook: Hook) -> Hook:
-    """Marks a hook that returns nothing and changes nothing."""
-    hook.observes = True  # type: ignore[attr-defined]
-    return hook
+class Stray:
+    """What a hook becomes in a copy of a model. It does nothing, once."""
+
+    observes = True
+
+    def __call__(self, module: nn.Module, *args: Any) -> None:
+        """Takes itself and its like away."""
+        after: Any = (module._forward_hooks_with_kwargs, module._forward_hooks_always_called)
+        before: Any = (module._forward_pre_hooks_with_kwargs,)
+        for hooks, flags in ((module._forward_hooks, after), (module._forward_pre_hooks, before)):
+            for number in [number for number, hook in hooks.items() if isinstance(hook, Stray)]:
+                for table in (hooks, *flags):
+                    table.pop(number, None)
 
 
 def only_watched(base: LlamaModel) -> bool:
