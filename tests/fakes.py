@@ -7,8 +7,11 @@ from workbench.session import Session
 
 
 class CharTokenizer:
-    def encode(self, text):
+    def encode(self, text, add_special_tokens=True):
         return [ord(character) - 31 for character in text]
+
+    def decode(self, ids, skip_special_tokens=False):
+        return "".join(chr(i + 31) for i in ids)
 
     def __len__(self):
         return 97

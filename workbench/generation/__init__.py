@@ -18,9 +18,10 @@ from workbench.generation.stopping import (
     StopStringCriteria,
 )
 from workbench.generation.streamers import Streamer, TextIteratorStreamer, TextStreamer
-from workbench.generation.timeline import Node, Timeline
+from workbench.generation.timeline import Candidate, Node, Stop, Timeline
 
 __all__ = [
+    "Candidate",
     "EosTokenCriteria",
     "GenerateBeamDecoderOnlyOutput",
     "GenerateDecoderOnlyOutput",
@@ -31,6 +32,7 @@ __all__ = [
     "MaxTimeCriteria",
     "Node",
     "Sampler",
+    "Stop",
     "StopStringCriteria",
     "StoppingCriteria",
     "StoppingCriteriaList",

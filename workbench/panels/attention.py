@@ -27,7 +27,7 @@ class Attention(Panel):
     def refresh(self) -> None:
         """Draws the head the cursor is on."""
         run, cursor = self.session.current, self.session.cursor
-        version = (run, run.length if run else 0, cursor.layer, cursor.head)
+        version = (run, run.leaf if run else None, cursor.layer, cursor.head)
         if version == self._shown or self._too_soon():
             return
         same_head = self._shown and self._shown[2:] == version[2:]

@@ -26,7 +26,7 @@ class Lens(Panel):
         run = self.session.current
         lens = run.lens if run else None
         stopped = self.link.lens_stopped
-        version = (run, (lens.length, lens.progress) if lens is not None else None, stopped)
+        version = (run, (id(lens), lens.length, lens.progress) if lens is not None else None, stopped)
         if version == self._shown or self._too_soon():
             return
         self._shown = version

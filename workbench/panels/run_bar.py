@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import Any
 
 import pandas as pd
 
 from workbench import widgets
 from workbench.panels.panel import Panel
-from workbench.session import Session
+from workbench.session import Run, Session
 
 
 class RunBar(Panel):
@@ -53,18 +54,34 @@ class RunBar(Panel):
         run = self.session.current
         if run is None:
             return "session.run('…')"
-        new = run.length - run.prompt_length
-        lines = [f"session.run({run.prompt!r}, chat={run.chat}, sampler=wb.{run.sampler!r})"]
-        if new:
-            lines += [f"for _ in range({new}):", "    session.step()"]
+        name, options = run.timeline.cache_choice
+        cache = "" if name == "dynamic" else f", cache={name!r}" + (f", cache_config={options!r}" if options else "")
+        lines = [f"session.run({run.prompt!r}, chat={run.chat}, sampler=wb.{run.sampler!r}{cache})", *_way(run)]
         if not run.one_sampler:
             lines.insert(0, "# Its first tokens were chosen by another sampler, so this may make another text.")
+        if run.timeline.edits:
+            lines.insert(0, "# It was made under edits, which are not in this code: session.use(edits=…).")
         return "\n".join(lines)
 
     @property
     def data(self) -> pd.DataFrame:
         """The current text, one row a token."""
         return self.session.to_pandas()
+
+
+def _way(run: Run) -> list[str]:
+    """Python that goes on from the prompt to the current text."""
+    nodes, lines = run.nodes, []
+    kept = next((i for i, node in enumerate(nodes) if node.source != "prompt"), len(nodes))
+    if not kept:  # another first token: the second root of the tree, behind the nodes of the prompt
+        lines += [f"session.edit_token(0, {nodes[0].token})", f"session.rewind({run.read_length})"]
+        kept = 1
+    elif kept < run.read_length:
+        lines.append(f"session.rewind({kept - 1})")
+    for sampled, group in groupby(nodes[kept:], lambda node: node.source == "sampled"):
+        ids = [node.token for node in group]
+        lines += [f"for _ in range({len(ids)}):", "    session.step()"] if sampled else [f"session.force({ids})"]
+    return lines
 
 
 def model_line(session: Session) -> str:

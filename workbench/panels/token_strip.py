@@ -20,7 +20,7 @@ class TokenStrip(Panel):
     def refresh(self) -> None:
         """Draws new tokens."""
         run = self.session.current
-        version = (run, run.length if run else 0)
+        version = (run, run.leaf if run else None)
         if version == self._shown or self._too_soon():
             return
         self._shown = version

@@ -1,61 +1,62 @@
-"""Run: one text, and everything that was kept of computing it."""
+"""Run: one prompt, the tree of what was generated after it, and what was captured along the current path."""
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
+from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from workbench.analysis.lens import Lens, lens_columns
-from workbench.cache import DynamicCache
+from workbench.analysis.attention import AttentionMap
+from workbench.analysis.lens import Lens
+from workbench.cache import KVCache
 from workbench.generation.sampling import Sampler
-from workbench.generation.timeline import Node, Source, Timeline, TokenScores, score_tokens
-from workbench.instrument import Activations, cancellable, capture
-from workbench.model import LlamaForCausalLM
-
-CAPTURED = ("embed", "resid_post", "q_rot", "k_rot")
-LENS_BLOCK = 256  # positions whose residual states are gathered at once: 18 MB for the default model
+from workbench.generation.timeline import Node, Timeline
+from workbench.generation.timeline_view import At
+from workbench.instrument import Activations
+from workbench.session.captures import Captures
 
 
 class Run:
-    """A prompt and what was generated after it: timeline, KV cache, captures and the logits of the next token.
+    """A timeline, and the activations of its current path.
 
-    `length` says how many tokens are complete in all of these; other threads look at nothing past it. `read` extends
-    them by the same tokens, or leaves them as they were.
+    Other threads may look at it at any time: they see the text as it was after the last finished step.
 
     Args:
-        model: what computes it.
+        timeline: which `captures` observes.
+        captures: what is captured.
         prompt, chat: the text that was typed, and whether it went through the chat template.
-        sampler: how next tokens are chosen.
+
+    Attributes:
+        read_length: number of tokens of the prompt as it was read.
     """
 
-    def __init__(self, model: LlamaForCausalLM, prompt: str, chat: bool, sampler: Sampler) -> None:
-        self.model = model
+    def __init__(self, timeline: Timeline, captures: Captures, prompt: str, chat: bool) -> None:
+        self.timeline = timeline
+        self.captures = captures
         self.prompt = prompt
         self.chat = chat
-        self.sampler = sampler
         self.one_sampler = True  # whether all of its tokens were chosen by `sampler`
-        self.prompt_length = 0
-        self.length = 0
-        self.timeline = Timeline()
-        self.cache = DynamicCache()
-        self.acts = Activations()
-        self.lens: Lens | None = None
-        self._logits = torch.empty(0)
-        self._leaf: int | None = None
-        self._generator = sampler.generator(model.device)
-        self._lens_lock = threading.Lock()
+        self.read_length = 0
+        timeline.observe(captures)
+
+    # --- what there is -----------------------------------------------------------------------------------------------
+
+    @property
+    def length(self) -> int:
+        """Number of tokens of the current text."""
+        return self.captures.view.length
+
+    @property
+    def leaf(self) -> Node | None:
+        """Its last token."""
+        return self.captures.view.leaf
 
     @property
     def nodes(self) -> list[Node]:
-        """The tokens of the text, in order."""
-        leaf = self._leaf
-        return [] if leaf is None else self.timeline.path(leaf)[: self.length]
+        """The tokens of the current text, in order."""
+        return self.timeline.path(leaf) if (leaf := self.leaf) is not None else []
 
     @property
     def token_ids(self) -> list[int]:
@@ -63,101 +64,99 @@ class Run:
         return [node.token for node in self.nodes]
 
     @property
+    def prompt_length(self) -> int:
+        """How many of them are the prompt's, or in its place."""
+        return min(self.read_length, self.length)
+
+    @property
+    def sampler(self) -> Sampler:
+        """How next tokens are chosen."""
+        return self.timeline.sampler
+
+    @property
+    def cache(self) -> KVCache | None:
+        """The cache; `None` with cache "none"."""
+        return self.timeline.cache
+
+    @property
+    def acts(self) -> Activations:
+        """What was captured along the current path; after a rewind, of the tokens behind it, too."""
+        return self.captures.view.acts
+
+    @property
+    def attention(self) -> AttentionMap:
+        """Exact attention of the current text, computed on demand."""
+        view = self.captures.view
+        return AttentionMap(view.acts, view.length)
+
+    @property
+    def lens(self) -> Lens | None:
+        """The lens as far as it was computed."""
+        return self.captures.lens
+
+    @lens.setter
+    def lens(self, lens: Lens | None) -> None:
+        self.captures.lens = lens
+
+    @property
     def next_logits(self) -> Float[Tensor, " vocab"]:
         """Logits of the token after the last."""
-        return self._logits
+        return self.timeline.logits()
 
-    def use(self, sampler: Sampler) -> None:
-        """Chooses tokens with another sampler from now on; its random numbers begin anew."""
-        if sampler != self.sampler:
-            self.one_sampler = self.one_sampler and self.length == self.prompt_length
-            self.sampler, self._generator = sampler, sampler.generator(self.model.device)
+    # --- what changes it ---------------------------------------------------------------------------------------------
 
     def read_prompt(
-        self, ids: list[int], should_stop: Callable[[], bool], on_layer: Callable[[int], None] | None = None
+        self, ids: list[int], should_stop: Callable[[], bool], on_progress: Callable[[int, int], None]
     ) -> None:
-        """Reads the next tokens of the prompt; `on_layer(i)` is told of every layer that begins."""
-        self.read(ids, "prompt", should_stop, on_layer)
-        self.prompt_length = self.length
+        """Reads the prompt; `on_progress(positions read, positions to read)` is told at every layer."""
+        self.timeline.read(ids, should_stop=should_stop, on_progress=on_progress)
+        self.read_length = len(ids)
 
-    def sample(self, should_stop: Callable[[], bool]) -> Node:
-        """Chooses one token and reads it. Stopped or failed, the random numbers are as before, too.
+    def use(self, sampler: Sampler) -> None:
+        """Chooses tokens with another sampler from now on."""
+        if sampler != self.sampler:
+            self.one_sampler = self.one_sampler and self.length == self.prompt_length
+            self.timeline.use(sampler)
+
+    def rewind(self, node: At, should_stop: Callable[[], bool]) -> None:
+        """Moves to a node. What was captured of another branch than the last one is gone, and read again.
 
         Raises:
-            Cancelled: if stopped before the token was complete.
+            Cancelled: if stopped; it is where it was, then.
         """
-        state = self._generator.get_state()
+        before = self.timeline.current
+        path = self.timeline.path(node)
+        missing = self.captures.missing(path)
+        self.timeline.rewind(path[-1])
+        if missing is None:
+            self.captures.move(path)
+            return
         try:
-            token = int(self.sampler.pick(self._logits[None], self._generator)[0])
-            self.read([token], "sampled", should_stop)
+            self.timeline.read_again(missing, should_stop=should_stop)
         except BaseException:
-            self._generator.set_state(state)
+            if before is not None:
+                self.timeline.rewind(before)
             raise
-        return self.nodes[-1]
 
-    @torch.no_grad()
-    def read(
+    def replay(
         self,
-        ids: list[int],
-        source: Source,
+        cache: str | None,
+        sampler: Sampler | None,
+        edits: Mapping[str, Any],
+        node: At | None,
+        cache_config: Mapping[str, Any] | None,
         should_stop: Callable[[], bool],
-        on_layer: Callable[[int], None] | None = None,
-    ) -> None:
-        """One forward over new tokens: all parts grow by all of them, or, on any exception, none does."""
-        start, leaf, logits, count = self.length, self._leaf, self._logits, len(self.timeline.nodes)
-        began = time.perf_counter()
-        try:
-            with cancellable(self.model, should_stop, on_layer), capture(self.model, *CAPTURED) as acts:
-                out = self.model(torch.tensor([ids], device=self.model.device), past_key_values=self.cache)
-            ms = (time.perf_counter() - began) * 1e3
-            scores = self._scores(out.logits[0], ids)
-            self.acts.extend(acts)
-            for token, row in zip(ids, range(len(ids)) if start else range(-1, len(ids)), strict=False):
-                self._leaf = self.timeline.add(token, source, self._leaf, scores if row >= 0 else None, row).index
-            assert self._leaf is not None
-            self.timeline.record_cost(self._leaf, ms, len(ids), self.cache.nbytes)
-            self._logits = out.logits[0, -1].clone()
-            self.length = start + len(ids)
-        except BaseException:
-            self.length, self._leaf, self._logits = start, leaf, logits
-            self.timeline.truncate(count)
-            self.cache.crop(start)
-            if self.acts.length > start:
-                self.acts.crop(start)
-            raise
-
-    def _scores(self, logits: Float[Tensor, "new vocab"], ids: list[int]) -> TokenScores | None:
-        """Each token was predicted by the logits before it: a chunk's first by the last of the chunk before."""
-        targets = torch.tensor(ids, device=logits.device)
-        parts = [score_tokens(self._logits[None], targets[:1])] if self.length else []
-        if len(ids) > 1:
-            parts.append(score_tokens(logits[:-1], targets[1:]))
-        return TokenScores.join(parts) if parts else None
-
-    def residual_states(self, start: int, stop: int) -> Float[Tensor, "state pos d_model"]:
-        """The embedding and each layer's `resid_post` of some positions."""
-        names = ["embed", *(f"layers.{i}.resid_post" for i in range(self.model.config.num_hidden_layers))]
-        return torch.stack([self.acts.window(name, start, stop)[0] for name in names])
+    ) -> Run:
+        """Another run along the same tokens: see `Timeline.replay`. `edits`: {"edits": …}, or nothing to keep them."""
+        captures = Captures(self.captures.model)
+        timeline = self.timeline.replay(
+            cache, sampler, node=node, cache_config=cache_config, should_stop=should_stop, observer=captures, **edits
+        )
+        run = Run(timeline, captures, self.prompt, self.chat)
+        run.read_length = self.read_length
+        run.one_sampler = self.one_sampler if sampler is None else True
+        return run
 
     def compute_lens(self, should_stop: Callable[[], bool]) -> Lens:
-        """The lens of all tokens there are now: computes the columns that are missing; stopped, the rest is NaN."""
-        with self._lens_lock:
-            length = self.length
-            tokens = [*self.token_ids[:length], -1]
-            if self.lens is None:
-                self.lens = Lens.empty(self.model.config.num_hidden_layers + 1, length)
-            elif self.lens.length != length:
-                self.lens = self.lens.resized(length)
-            lens, missing = self.lens, self.lens.missing()
-            for start in range(missing.start, missing.stop, LENS_BLOCK):
-                if should_stop():
-                    break
-                stop = min(start + LENS_BLOCK, missing.stop)
-                lens_columns(
-                    self.model,
-                    self.residual_states(start, stop),
-                    torch.tensor(tokens[start + 1 : stop + 1]),
-                    should_stop=should_stop,
-                    on_columns=partial(lens.write, start),
-                )
-            return lens
+        """The lens of the current text: computes the columns that are missing; stopped, the rest is NaN."""
+        return self.captures.compute_lens(lambda: self.token_ids, should_stop)

@@ -3,47 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-import traitlets
 
 from workbench.analysis.attention import AttentionMap
 from workbench.analysis.lens import Lens
 from workbench.checkpoints.load import Loaded
 from workbench.generation.sampling import Sampler
-from workbench.generation.timeline import Node
+from workbench.generation.timeline import Node, Stop, Timeline
 from workbench.instrument import Cancelled
 from workbench.model import LlamaForCausalLM
-from workbench.session.cursor import Cursor
+from workbench.session.captures import Captures
+from workbench.session.jobs import Jobs, never
 from workbench.session.run import Run
 from workbench.tokenizer import LlamaTokenizer
 
-CHUNK = 512  # positions of a prompt read by one forward: bounds the logits held and the wait for Stop
+_AS_IT_IS: Any = object()
 
 
-def _never() -> bool:
-    return False
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """How many tokens of a job are done, and what it is doing."""
-
-    done: int
-    total: int
-    doing: str
-
-
-class BusyError(RuntimeError):
-    """Another job runs on this model."""
-
-
-class Session(traitlets.HasTraits):
+class Session(Jobs):
     """What all panels of one page share.
 
     Methods that compute may be called from any thread, one at a time; each takes `should_stop`, asked between layers
@@ -56,8 +36,6 @@ class Session(traitlets.HasTraits):
         name: shown on the page; by default the loaded one's.
     """
 
-    revision = traitlets.Int(0, help="counts the changes of the text that were followed")
-
     def __init__(
         self, model: LlamaForCausalLM | Loaded, tokenizer: LlamaTokenizer | None = None, name: str | None = None
     ) -> None:
@@ -69,16 +47,7 @@ class Session(traitlets.HasTraits):
             )
         if tokenizer is None:
             raise TypeError("Session(model) needs the tokenizer too: Session(model, tokenizer), or Session(load()).")
-        super().__init__()
-        self.model = model.eval()
-        self.tokenizer = tokenizer
-        self.name = name or "Llama"
-        self.sampler = Sampler()
-        self.current: Run | None = None
-        self.progress: Progress | None = None
-        self.cursor = Cursor(model.config.num_hidden_layers, model.config.num_attention_heads)
-        self._lock = threading.Lock()
-        self._followed: tuple[Run | None, int] = (None, 0)
+        super().__init__(model.eval(), tokenizer, name or "Llama")
 
     # --- computing -----------------------------------------------------------------------------------------------
 
@@ -89,7 +58,9 @@ class Session(traitlets.HasTraits):
         max_new_tokens: int = 0,
         chat: bool = False,
         sampler: Sampler | None = None,
-        should_stop: Callable[[], bool] = _never,
+        cache: str | None = None,
+        cache_config: Mapping[str, Any] | None = None,
+        should_stop: Callable[[], bool] = never,
         follow: bool = True,
     ) -> Run:
         """Reads a prompt and generates up to `max_new_tokens` tokens after it.
@@ -99,10 +70,11 @@ class Session(traitlets.HasTraits):
 
         Args:
             chat: put the prompt into the model's chat template, as a user's message.
-            sampler: kept for later steps too.
+            sampler, cache, cache_config: as of `workbench.Timeline`; kept for later texts too.
 
         Raises:
-            ValueError: for an empty prompt, one past the model's length, or a negative `max_new_tokens`.
+            ValueError: for an empty prompt, one past the model's length, a negative `max_new_tokens`, and an unknown
+                cache or option.
             TypeError: for a prompt that is no text, or a count that is no whole number.
             Cancelled: if stopped before the prompt was read.
             BusyError: if another job runs.
@@ -110,10 +82,19 @@ class Session(traitlets.HasTraits):
         _check_count(max_new_tokens)
         ids = self._tokenize(prompt, chat)
         with self._job():
-            run = Run(self.model, prompt, chat, sampler or self.sampler)
-            for start in range(0, len(ids), CHUNK):
-                run.read_prompt(ids[start : start + CHUNK], should_stop, partial(self._show_reading, start, len(ids)))
+            kept = self._cache_for(cache, cache_config)
+            timeline = Timeline(
+                self.model,
+                self.tokenizer,
+                cache=kept[0],
+                cache_config=kept[1],
+                sampler=sampler or self.sampler,
+                edits=self.edits,
+            )
+            run = Run(timeline, Captures(self.model), prompt, chat)
+            run.read_prompt(ids, should_stop, self._show_reading)
             self.sampler, self.current = run.sampler, run
+            self.cache, self.cache_config = kept
             self._continue(run, max_new_tokens, should_stop)
         if follow:
             self.follow()
@@ -124,7 +105,7 @@ class Session(traitlets.HasTraits):
         max_new_tokens: int,
         *,
         sampler: Sampler | None = None,
-        should_stop: Callable[[], bool] = _never,
+        should_stop: Callable[[], bool] = never,
         follow: bool = True,
     ) -> list[Node]:
         """Up to `max_new_tokens` more tokens; fewer after an end token, at the model's length, or when stopped.
@@ -135,23 +116,13 @@ class Session(traitlets.HasTraits):
             BusyError: if another job runs.
         """
         _check_count(max_new_tokens)
-        with self._job():
-            run = self._need_run()
-            if run.length >= self.model.config.max_position_embeddings:
-                raise ValueError(
-                    f"The text fills all {run.length} positions of the model (max_position_embeddings). "
-                    "Run a shorter prompt to generate more."
-                )
-            if sampler is not None:
-                self.sampler = sampler
-                run.use(sampler)
-            nodes = self._continue(run, max_new_tokens, should_stop)
-        if follow:
-            self.follow()
-        return nodes
+        with self._changing(follow) as run:
+            self._check_room(run)
+            self._choose(run, sampler)
+            return self._continue(run, max_new_tokens, should_stop)
 
     def step(
-        self, *, sampler: Sampler | None = None, should_stop: Callable[[], bool] = _never, follow: bool = True
+        self, *, sampler: Sampler | None = None, should_stop: Callable[[], bool] = never, follow: bool = True
     ) -> Node:
         """One more token, after an end token too.
 
@@ -165,33 +136,160 @@ class Session(traitlets.HasTraits):
             raise Cancelled
         return nodes[0]
 
-    def follow(self) -> None:
-        """Tells the cursor and the panels of new tokens. Sets traits, so call it where the page's other traits are set.
+    def run_until(
+        self,
+        stop_string: str | Sequence[str] | None = None,
+        eos: bool = True,
+        entropy_above: float | None = None,
+        probability_below: float | tuple[int, float] | None = None,
+        max_new_tokens: int | None = None,
+        *,
+        sampler: Sampler | None = None,
+        should_stop: Callable[[], bool] = never,
+        follow: bool = True,
+    ) -> Stop:
+        """Steps until a breakpoint is reached, and says which: see `Timeline.run_until`.
 
-        A new text puts the cursor on its last token; afterwards a cursor on the last token stays on the last one, and
-        one that was moved elsewhere stays where it is.
+        Raises:
+            TypeError, ValueError: for values that are not allowed, and as `step`.
+            BusyError: if another job runs.
         """
-        run = self.current
-        if run is None:
-            return
-        length, (last_run, before) = run.length, self._followed
-        if run is last_run and length == before:
-            return
-        self._followed = (run, length)
-        at_end = run is not last_run or self.cursor.query == before - 1
-        number = self.cursor.run + (run is not last_run)
-        self.cursor.follow(number, run.prompt_length, length, length - 1 if at_end else None)
-        self.revision += 1
+        breakpoints = (stop_string, eos, entropy_above, probability_below, max_new_tokens)
+        with self._changing(follow) as run:
+            self._check_room(run)
+            self._choose(run, sampler)
+            return self._run_until(run, breakpoints, should_stop)
+
+    def rewind(self, node: Node | int, *, should_stop: Callable[[], bool] = never, follow: bool = True) -> Node:
+        """Goes to a node of the current timeline (or the one of an index), forgetting none.
+
+        Nothing is computed on the way back. On a branch whose activations others have replaced, they are read again.
+
+        Raises:
+            TypeError, ValueError: for a node that does not exist, or if there is no text yet.
+            Cancelled: if stopped.
+            BusyError: if another job runs.
+        """
+        with self._changing(follow) as run:
+            run.rewind(node, should_stop)
+            assert run.leaf is not None
+            return run.leaf
+
+    def branch(
+        self, node: Node | int, token: int, *, should_stop: Callable[[], bool] = never, follow: bool = True
+    ) -> Node:
+        """Another token behind a node: see `Timeline.branch`.
+
+        Raises:
+            TypeError, ValueError: for a node or token that does not exist, no room, or if there is no text yet.
+            Cancelled: if stopped.
+            BusyError: if another job runs.
+        """
+        with self._changing(follow) as run:
+            return run.timeline.branch(node, token, should_stop=should_stop)
+
+    def force(
+        self, tokens: str | Sequence[int], *, should_stop: Callable[[], bool] = never, follow: bool = True
+    ) -> list[Node]:
+        """Given tokens, or a text, behind the current one: see `Timeline.force`.
+
+        Raises:
+            TypeError, ValueError: for what is neither, tokens that do not exist, no room, or if there is no text yet.
+            Cancelled: if stopped.
+            BusyError: if another job runs.
+        """
+        with self._changing(follow) as run:
+            return run.timeline.force(tokens, should_stop=should_stop, on_progress=self._show_reading)
+
+    def edit_token(
+        self, at: Node | int, token: int, *, should_stop: Callable[[], bool] = never, follow: bool = True
+    ) -> list[Node]:
+        """Another token at a position of the current text, and those behind it again: see `Timeline.edit_token`.
+
+        Raises:
+            TypeError, ValueError: for a position or token that does not exist, or if there is no text yet.
+            Cancelled: if stopped.
+            BusyError: if another job runs.
+        """
+        with self._changing(follow) as run:
+            return run.timeline.edit_token(at, token, should_stop=should_stop, on_progress=self._show_reading)
+
+    def replay(
+        self,
+        cache: str | None = None,
+        sampler: Sampler | None = None,
+        edits: Any = _AS_IT_IS,
+        node: Node | int | None = None,
+        *,
+        cache_config: Mapping[str, Any] | None = None,
+        should_stop: Callable[[], bool] = never,
+    ) -> Run:
+        """The current text once more, along the same tokens, with another cache, sampler or edits: see
+        `Timeline.replay`. The current text stays; `session.show(run)` puts the new one in its place.
+
+        Raises:
+            TypeError, ValueError: for what is not allowed, or if there is no text yet.
+            EditError: if an edit had no effect.
+            Cancelled: if stopped.
+            BusyError: if another job runs.
+        """
+        with self._job():
+            given = {} if edits is _AS_IT_IS else {"edits": edits}
+            return self._need_run().replay(cache, sampler, given, node, cache_config, should_stop)
+
+    def use(
+        self,
+        sampler: Sampler | None = None,
+        cache: str | None = None,
+        edits: Any = _AS_IT_IS,
+        *,
+        cache_config: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Another sampler, cache or edits for the current text, see `Timeline.use`, and for later ones.
+
+        Raises:
+            TypeError, ValueError: for what is not allowed; nothing is changed then.
+            BusyError: if another job runs.
+        """
+        with self._job():
+            name, options = self._cache_for(cache, cache_config)
+            changes = {} if edits is _AS_IT_IS else {"edits": edits}
+            if self.current is None:  # made only to be checked
+                Timeline(self.model, cache=name, cache_config=options, sampler=sampler, edits=changes.get("edits", ()))
+            else:
+                changed = cache is not None or cache_config is not None
+                self.current.timeline.use(
+                    cache=name if changed else None, cache_config=options if changed else None, **changes
+                )
+                self._choose(self.current, sampler)
+            self.sampler = sampler or self.sampler
+            self.cache, self.cache_config, self.edits = name, options, changes.get("edits", self.edits)
+
+    def show(self, run: Run, *, follow: bool = True) -> None:
+        """Makes a run of this model, such as one that `replay` gave, the current one.
+
+        Raises:
+            TypeError: if it is none.
+            ValueError: if it is one of another model.
+            BusyError: if a job runs.
+        """
+        if not isinstance(run, Run):
+            raise TypeError(f"run is a {type(run).__name__}; give a Run, as session.run() and session.replay() do.")
+        if run.timeline.model is not self.model:
+            raise ValueError("this run is one of another model; a session shows runs of its own model.")
+        with self._job():
+            self.current = run
+        if follow:
+            self.follow()
 
     # --- looking -------------------------------------------------------------------------------------------------
 
     @property
     def attention(self) -> AttentionMap:
         """Exact attention of the current text, computed on demand."""
-        run = self._need_run()
-        return AttentionMap(run.acts, run.length)
+        return self._need_run().attention
 
-    def lens(self, *, should_stop: Callable[[], bool] = _never) -> Lens:
+    def lens(self, *, should_stop: Callable[[], bool] = never) -> Lens:
         """The logit lens of the current text; columns are computed once and kept. Stopped, the rest is NaN.
 
         Not a job: it may run beside a generation, and stops when another text takes this one's place.
@@ -202,7 +300,7 @@ class Session(traitlets.HasTraits):
     def to_pandas(self) -> pd.DataFrame:
         """The current text, one row a token; log-probabilities, surprisal and entropy in nats."""
         nodes = self._need_run().nodes
-        frame = pd.DataFrame([dataclasses.asdict(node) for node in nodes]).drop(columns=["index", "parent"])
+        frame = pd.DataFrame([dataclasses.asdict(node) for node in nodes]).drop(columns=["index", "parent", "position"])
         frame.insert(0, "text", self.tokenizer.pieces([node.token for node in nodes]))
         frame.insert(3, "surprisal", [None if node.logprob is None else -node.logprob for node in nodes])
         frame.index.name = "position"
@@ -227,40 +325,6 @@ class Session(traitlets.HasTraits):
                 f"(max_position_embeddings). Shorten it by {len(ids) - limit:,} tokens."
             )
         return list(ids)
-
-    def _show_reading(self, start: int, total: int, layer: int) -> None:
-        share = layer / self.model.config.num_hidden_layers
-        self.progress = Progress(start + int(min(CHUNK, total - start) * share), total, "reading the prompt")
-
-    def _need_run(self) -> Run:
-        if self.current is None:
-            raise ValueError("There is no text yet. Run a prompt first: session.run('…').")
-        return self.current
-
-    @contextmanager
-    def _job(self) -> Iterator[None]:
-        if not self._lock.acquire(blocking=False):
-            raise BusyError("The model is busy with another job. Stop it or wait until it is done.")
-        try:
-            yield
-        finally:
-            self.progress = None
-            self._lock.release()
-
-    def _continue(self, run: Run, count: int, should_stop: Callable[[], bool]) -> list[Node]:
-        nodes: list[Node] = []
-        room = self.model.config.max_position_embeddings - run.length
-        for _ in range(min(count, room)):
-            self.progress = Progress(len(nodes), count, "generating tokens")
-            if should_stop():
-                break
-            try:
-                nodes.append(run.sample(should_stop))
-            except Cancelled:
-                break
-            if nodes[-1].token in self.model.config.eos_token_ids:
-                break
-        return nodes
 
 
 def _check_count(count: Any) -> None:

@@ -44,7 +44,7 @@ def test_a_run_records_what_the_model_thought_of_every_token():
 
 def test_a_long_prompt_is_read_in_chunks_with_the_same_numbers(monkeypatch):
     whole = tiny_session().run("The quick brown fox jumps over the lazy dog").nodes
-    monkeypatch.setattr("workbench.session.session.CHUNK", 7)
+    monkeypatch.setattr("workbench.generation.timeline_reader.CHUNK", 7)
     session = tiny_session()
     chunked = session.run("The quick brown fox jumps over the lazy dog").nodes
     assert [node.positions_computed for node in chunked if node.positions_computed] == [7] * 6 + [1]
@@ -107,7 +107,7 @@ def test_without_a_text_looking_and_stepping_say_what_to_do():
 
 
 def test_stopping_while_reading_a_prompt_keeps_the_text_before(monkeypatch):
-    monkeypatch.setattr("workbench.session.session.CHUNK", 4)
+    monkeypatch.setattr("workbench.generation.timeline_reader.CHUNK", 4)
     session = tiny_session()
     session.run("before", max_new_tokens=1)
     before = snapshot(session)
@@ -223,7 +223,7 @@ def test_the_lens_grows_with_the_text_and_computes_only_what_is_missing(monkeypa
     assert np.isnan(full.next_rank[:, -1]).all()
     session.step()
     columns = []
-    from workbench.session import run as module
+    from workbench.session import captures as module
 
     real = module.lens_columns
     monkeypatch.setattr(
@@ -251,17 +251,26 @@ def test_a_bare_model_needs_a_tokenizer():
     assert Session(tiny_session().model, CharTokenizer()).name == "Llama"
 
 
-@pytest.mark.parametrize("where", ["score_tokens", "TokenScores.join", "Timeline.record_cost", "Activations.extend"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "generation.timeline_engine.score_tokens",
+        "generation.timeline_engine.Node",
+        "generation.timeline_engine.LogitsStore.put",
+        "session.captures.Activations.extend",
+        "session.captures.View",
+    ],
+)
 def test_an_exception_after_the_forward_takes_everything_back(where, monkeypatch):
     session = tiny_session()
     session.run("Hello", max_new_tokens=2)
     before = snapshot(session)
 
-    def fail(*arguments):
+    def fail(*arguments, **named):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"workbench.session.run.{where}", fail)
+        patch.setattr(f"workbench.{where}", fail)
         with pytest.raises(KeyboardInterrupt):
             session.step()
     assert snapshot(session) == before

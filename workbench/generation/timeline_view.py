@@ -1,0 +1,148 @@
+"""What a timeline shows: it needs no model, and computes no forward."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from workbench.cache import KVCache
+from workbench.generation.sampling import Sampler
+from workbench.generation.timeline_engine import Engine
+from workbench.generation.timeline_input import count_of
+from workbench.generation.timeline_scores import TOP, Candidate, rank_candidates
+from workbench.generation.timeline_tree import Node
+from workbench.instrument import ActiveEdits
+from workbench.model import LlamaForCausalLM
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+At = Node | int
+
+
+class TimelineView:
+    """The tree, its numbers and what came after each node.
+
+    Attributes:
+        tokenizer: names tokens; may be missing.
+        sampler: how tokens are taken.
+    """
+
+    def __init__(self, engine: Engine, tokenizer: Any, sampler: Sampler) -> None:
+        self._engine = engine
+        self.tokenizer = tokenizer
+        self.sampler = sampler
+
+    @property
+    def current(self) -> Node | None:
+        """The node that the next token comes after; `None` before the first."""
+        return self._engine.current
+
+    @property
+    def nodes(self) -> list[Node]:
+        """All nodes, by index."""
+        return self._engine.tree.nodes
+
+    @property
+    def model(self) -> LlamaForCausalLM | None:
+        """What it is grown with; `None` if it was opened without."""
+        return self._engine.reader.model
+
+    @property
+    def cache(self) -> KVCache | None:
+        """The cache that holds the beginning of a path; `None` with cache "none"."""
+        return self._engine.reader.cache
+
+    @property
+    def cache_choice(self) -> tuple[str, dict[str, Any]]:
+        """The cache's name and options."""
+        choice = self._engine.reader.choice
+        return choice.name, dict(choice.options)
+
+    @property
+    def edits(self) -> Any:
+        """The edits of all forwards, as they were given."""
+        return self._engine.reader.edits.given
+
+    @property
+    def active_edits(self) -> ActiveEdits | None:
+        """What the edits have done so far."""
+        standing = self._engine.reader.edits.standing
+        return None if standing is None else standing.active
+
+    @property
+    def positions_computed(self) -> int:
+        """By all forwards so far."""
+        return self._engine.positions_computed
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the cache, of logits and hidden states."""
+        return self._engine.store.nbytes + (0 if self.cache is None else self.cache.nbytes)
+
+    def path(self, node: At | None = None) -> list[Node]:
+        """The nodes from the root to a node; default the current one."""
+        return self._engine.path if node is None else self._engine.tree.path(self._engine.tree.node(node))
+
+    def children(self, node: At | None = None) -> list[Node]:
+        """The tokens that were taken after a node; default the first tokens."""
+        tree = self._engine.tree
+        return tree.children(None if node is None else tree.node(node))
+
+    def logits(self, node: At | None = None) -> Float[Tensor, " vocab"]:
+        """What came after a node (default the current one) when it was read, in float32; no forward runs.
+
+        Raises:
+            ValueError: if it does not exist, or only its hidden state is held and there is no model.
+        """
+        return self._engine.logits(self._need_text() if node is None else self._engine.tree.node(node)).clone()
+
+    def candidates(self, node: At | None = None, sampler: Sampler | None = None, top: int = TOP) -> list[Candidate]:
+        """The tokens that may come after a node (default the current one), most likely first, and how likely a sampler
+        is to take each. No forward runs.
+        """
+        found = self._need_text() if node is None else self._engine.tree.node(node)
+        return rank_candidates(
+            self._engine.logits(found), checked_sampler(sampler) or self.sampler, count_of("top", top)
+        )
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row a node; surprisal and entropy in nats. `current` says which are the current text."""
+        from workbench.generation.timeline_file import table
+
+        return table(self.nodes, self.tokenizer, {node.index for node in self._engine.path})
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes all of it but the cache into one safetensors file, which is there whole or not at all.
+
+        Raises:
+            ValueError: if there are no nodes, or the edits are functions, which no file holds.
+        """
+        from workbench.generation.timeline_file import save
+
+        save(self._engine, self.sampler, self.tokenizer, path)
+
+    @property
+    def _model(self) -> LlamaForCausalLM:
+        self._engine.check(0)
+        assert self.model is not None
+        return self.model
+
+    @property
+    def _vocab_size(self) -> int:
+        return self._model.config.vocab_size
+
+    def _need_text(self) -> Node:
+        if self.current is None:
+            raise ValueError("there is no text yet. Read a prompt first: timeline.read('…').")
+        return self.current
+
+
+def checked_sampler(sampler: Any) -> Sampler | None:
+    """`sampler`, if it is one or `None`."""
+    if sampler is not None and not isinstance(sampler, Sampler):
+        raise TypeError(f"sampler is a {type(sampler).__name__}; give a workbench.Sampler.")
+    return sampler
