@@ -15,7 +15,7 @@ ALLOWED = {
     "instrument": {"config", "cache", "model"},
     "generation": {"config", "cache", "model", "instrument"},
     "checkpoints": {"config", "tokenizer", "model"},
-    "analysis": {"config", "model", "instrument", "generation"},
+    "analysis": {"config", "cache", "model", "instrument", "generation"},
     "session": {"config", "tokenizer", "cache", "model", "instrument", "generation", "checkpoints", "analysis"},
     "views": {"analysis", "generation"},
     "widgets": set(),

@@ -10,11 +10,15 @@ from typing import Any
 
 _HOME = {
     "AttentionMap": "attention",
+    "CacheComparison": "cache_compare",
+    "ConsistencyReport": "consistency",
     "Lens": "lens",
     "MaskReport": "mask_checks",
     "Tile": "attention",
     "accumulated_attribution": "attribution",
+    "check_consistency": "consistency",
     "check_mask": "mask_checks",
+    "compare_caches": "cache_compare",
     "component_sizes": "hidden",
     "cosine_similarity": "hidden",
     "find_heads": "heads",

@@ -27,7 +27,7 @@ def own(x: Tensor, dtype: torch.dtype | None = None, device: torch.device | str 
         return x.to(device, dtype, copy=True).contiguous()
     large = x.numel() > SMALL and x.is_cpu and type(x) is Tensor and _LAZY is not None
     if large and x.untyped_storage().nbytes() == x.nbytes:
-        with contextlib.suppress(RuntimeError):  # memory that is not PyTorch's own, such as a file's, cannot be shared so
+        with contextlib.suppress(RuntimeError):  # a file mapped into memory cannot be shared so
             lazy: Tensor = _LAZY(x)
             return lazy
     return x.clone(memory_format=torch.contiguous_format)
