@@ -13,12 +13,19 @@ if TYPE_CHECKING:
     from workbench import panels as panels
     from workbench.analysis.attention import AttentionMap as AttentionMap
     from workbench.analysis.attribution import logit_attribution as logit_attribution
+    from workbench.analysis.cache_compare import compare_caches as compare_caches
+    from workbench.analysis.consistency import check_consistency as check_consistency
     from workbench.analysis.heads import find_heads as find_heads
     from workbench.analysis.heads import head_metrics as head_metrics
     from workbench.analysis.lens import logit_lens as logit_lens
     from workbench.analysis.mask_checks import check_mask as check_mask
     from workbench.cache import DynamicCache as DynamicCache
+    from workbench.cache import OffloadedCache as OffloadedCache
+    from workbench.cache import QuantizedCache as QuantizedCache
+    from workbench.cache import SinkCache as SinkCache
+    from workbench.cache import SlidingCache as SlidingCache
     from workbench.cache import StaticCache as StaticCache
+    from workbench.cache import load_cache as load_cache
     from workbench.checkpoints.convert import convert_kv_heads as convert_kv_heads
     from workbench.checkpoints.load import load as load
     from workbench.checkpoints.quality import quantization_report as quantization_report
@@ -52,6 +59,7 @@ if TYPE_CHECKING:
     from workbench.generation import StopStringCriteria as StopStringCriteria
     from workbench.generation import TextIteratorStreamer as TextIteratorStreamer
     from workbench.generation import TextStreamer as TextStreamer
+    from workbench.generation import Timeline as Timeline
     from workbench.instrument import Activations as Activations
     from workbench.instrument import capture as capture
     from workbench.instrument import edit as edit
@@ -104,10 +112,14 @@ _HOME = {
     "LogitsProcessor": "workbench.generation",
     "LogitsProcessorList": "workbench.generation",
     "MaxLengthCriteria": "workbench.generation",
+    "OffloadedCache": "workbench.cache",
     "Pipeline": "workbench.compat.pipelines",
+    "QuantizedCache": "workbench.cache",
     "QuestionAnsweringPipeline": "workbench.compat.pipelines",
     "Sampler": "workbench.generation",
     "Session": "workbench.session",
+    "SinkCache": "workbench.cache",
+    "SlidingCache": "workbench.cache",
     "StaticCache": "workbench.cache",
     "StopStringCriteria": "workbench.generation",
     "StoppingCriteria": "workbench.generation",
@@ -116,17 +128,21 @@ _HOME = {
     "TextGenerationPipeline": "workbench.compat.pipelines",
     "TextIteratorStreamer": "workbench.generation",
     "TextStreamer": "workbench.generation",
+    "Timeline": "workbench.generation",
     "TokenClassificationPipeline": "workbench.compat.pipelines",
     "TorchAoConfig": "workbench.checkpoints.quantization",
     "Workbench": "workbench.panels",
     "capture": "workbench.instrument",
+    "check_consistency": "workbench.analysis",
     "check_mask": "workbench.analysis",
+    "compare_caches": "workbench.analysis",
     "convert_kv_heads": "workbench.checkpoints.convert",
     "edit": "workbench.instrument",
     "find_heads": "workbench.analysis",
     "from_transformers": "workbench.interop",
     "head_metrics": "workbench.analysis",
     "load": "workbench.checkpoints.load",
+    "load_cache": "workbench.cache",
     "logit_attribution": "workbench.analysis",
     "logit_lens": "workbench.analysis",
     "pipeline": "workbench.compat.pipelines",

@@ -52,7 +52,11 @@ VALUES = [
     ("suppress_tokens", (5, [1.5]), "it must be a list of whole numbers of at least 0"),
     ("begin_suppress_tokens", ("a",), "it must be a list of whole numbers of at least 0"),
     ("exponential_decay_length_penalty", (5, (1,), ("a", 2)), "it must be a pair of a whole number and a number"),
-    ("cache_implementation", ("quantum", 5), r"it must be one of dynamic, static, sliding, sink, quantized, offloaded, .*none, or None for dynamic"),
+    (
+        "cache_implementation",
+        ("quantum", 5),
+        r"it must be one of dynamic, static, sliding, sink, quantized, offloaded, .*none, or None for dynamic",
+    ),
 ]
 
 

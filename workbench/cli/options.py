@@ -8,6 +8,18 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+# Those of `workbench.cache`, which loads torch.
+CACHES = (
+    "dynamic",
+    "static",
+    "sliding",
+    "sink",
+    "quantized",
+    "offloaded",
+    "sliding_window",
+    "offloaded_static",
+    "none",
+)
 QUANTIZATIONS = ("int4", "int8")
 
 
@@ -38,7 +50,7 @@ def add_generation_options(parser: argparse.ArgumentParser, max_new_tokens: int)
         "--top-p", type=float, metavar="P", help="draw from the likeliest tokens of this total probability"
     )
     parser.add_argument("--seed", type=int, help="of the draw; the same seed gives the same text")
-    parser.add_argument("--cache-implementation", choices=("dynamic", "static"), help="where keys and values are kept")
+    parser.add_argument("--cache-implementation", choices=CACHES, help="where keys and values are kept")
 
 
 def open_pipeline(options: argparse.Namespace, task: str = "text-generation") -> Any:

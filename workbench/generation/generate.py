@@ -109,6 +109,8 @@ class _Call:
 
     def __init__(self, model: Any, given: GenerationConfig | None, options: dict[str, Any]) -> None:
         check_names(options, "generate", ARGUMENTS)
+        if options.get("disable_compile"):
+            options["compile"] = False
         options = {name: value for name, value in options.items() if name not in UNSUPPORTED}  # they change nothing
         if given is not None and not isinstance(given, GenerationConfig):
             raise TypeError(f"generation_config is a {type(given).__name__}; a GenerationConfig is needed.")
@@ -133,11 +135,9 @@ class _Call:
             )
         if not self.options.use_cache:
             raise ValueError("past_key_values is given with use_cache=False; leave one of them out.")
-        if self.options.cache_implementation is not None:
-            raise ValueError(
-                f"past_key_values and cache_implementation={self.options.cache_implementation!r} are both given; give "
-                "one of them."
-            )
+        for name in ("cache_implementation", "cache_config"):
+            if (value := getattr(self.options, name)) is not None:
+                raise ValueError(f"past_key_values and {name}={value!r} are both given; give one of them.")
         self.cache = given
 
     def find_prompts(self, inputs: Any, ids: Any, embeds: Any, mask: Any, positions: Any) -> None:
@@ -150,7 +150,10 @@ class _Call:
         if self.cache is not None:
             _check_room(self.cache, room, len(self.prompts.ids), self.copies)
         elif options.use_cache or self.prompts.embeds is not None:  # embeddings are read once, so they are remembered
-            self.cache = make_cache(options.cache_implementation, config, max(room, options.max_cache_len or 1))
+            name = options.cache_implementation or ("static" if options.compile else None)
+            name = None if name == "none" and self.prompts.embeds is not None else name
+            size = max(room, options.max_cache_len or 1)
+            self.cache = make_cache(name, config, size, **(options.cache_config or {}))
 
     def find_task(
         self, processors: Any, criteria: Any, allowed: Any, streamer: Streamer | None, tokenizer: Any, seed: Any
@@ -179,7 +182,8 @@ class _Call:
         """The texts; after an error a cache that was given is as it was."""
         p, task = self.prompts, self.task
         keep = {f"output_{name}": True for name in ("attentions", "hidden_states") if name in task.kept.steps}
-        reader = Reader(self.model, self.cache, len(p.ids), p.hidden, p.mask, p.positions, p.embeds, keep)
+        compiled = bool(self.options.compile)
+        reader = Reader(self.model, self.cache, len(p.ids), p.hidden, p.mask, p.positions, p.embeds, keep, compiled)
         rows = p.ids.repeat_interleave(self.copies, 0)
         try:
             if task.streamer is not None:

@@ -63,6 +63,10 @@ MASS: Check = "a number in (0, 1], where 1 keeps all tokens", lambda v: _is_numb
 CUTOFF: Check = "a number in [0, 1), where 0 keeps all tokens", lambda v: _is_number(v) and 0 <= v < 1
 TOKEN: Check = _whole(0)
 TOKENS: Check = "a list of whole numbers of at least 0", _is_ids
+CACHE_CONFIG: Check = (
+    "a dict of the cache's options by name",
+    lambda v: isinstance(v, dict) and all(isinstance(name, str) for name in v),
+)
 # -1 is how older files spell "none".
 ENDS: Check = (
     "a whole number, or a list of them",
@@ -81,6 +85,8 @@ CHECKS: dict[str, Check] = {
     "num_beams": _whole(1),
     "use_cache": FLAG,
     "cache_implementation": (f"one of {', '.join(CACHES)}, or None for dynamic", lambda v: v in CACHES),
+    "cache_config": CACHE_CONFIG,
+    "compile": FLAG,
     "max_cache_len": _whole(1),
     "temperature": ("0 (greedy) or a positive number", lambda v: _is_number(v) and v >= 0),
     "top_k": ("0 (all tokens) or a positive whole number", lambda v: _is_whole(v) and v >= 0),

@@ -44,6 +44,7 @@ class Reader:
         positions: (batch, pos) rotary positions, or `None` if they count from 0.
         embeds: embeddings of the prompts, to be read instead of their ids; with a cache only.
         keep: which of `output_attentions` and `output_hidden_states` each forward is asked for.
+        compiled: whether single tokens are read by a compiled forward.
     """
 
     def __init__(
@@ -56,12 +57,18 @@ class Reader:
         positions: Int[Tensor, "batch pos"] | None = None,
         embeds: Float[Tensor, "batch pos d_model"] | None = None,
         keep: dict[str, bool] | None = None,
+        compiled: bool = False,
     ) -> None:
         self.model, self.cache, self.batch, self.hidden = model, cache, batch, hidden
         self.mask, self.positions, self.embeds = mask, positions, embeds
         self.keep = keep or {}
         self.copies = 1  # rows a prompt
+        # Lengths are symbols, or every token would be compiled anew.
+        self._read_one: Any = torch.compile(model, dynamic=True) if compiled else model
         self._start = 0 if cache is None else cache.length
+        # One that overwrites positions, or makes codes of them, cannot be cropped to what it was.
+        keeps_all = self._start == 0 or cache is None or getattr(cache, "crops_exactly", True)
+        self._before = None if keeps_all or cache is None else cache.clone()
         limit = model.config.max_position_embeddings
         # Dynamic scaling of the rotary frequencies is made to go past the length that the model was trained for.
         self._limit = None if (model.config.rope_parameters or {}).get("rope_type") == "dynamic" else limit
@@ -77,7 +84,7 @@ class Reader:
         if self.positions is not None:
             later = torch.arange(1, total - self.positions.shape[1] + 1, device=self.positions.device)
             self.positions = torch.cat((self.positions, self.positions[:, -1:] + later), dim=1)
-        out = self.model(
+        out = (self._read_one if new == 1 else self.model)(
             **inputs,
             attention_mask=self.mask,
             position_ids=None if self.positions is None else self.positions[:, -new:],
@@ -116,9 +123,14 @@ class Reader:
         """Gives the cache back as it was before the first forward."""
         if self.cache is None:
             return
-        self.cache.crop(self._start)
-        if self._start and self.copies > 1:  # the first rows of each prompt still begin with it
-            self.cache.reorder(torch.arange(self.batch) * self.copies)
+        if self._before is not None:
+            self.cache.copy_from(self._before)
+        elif not self._start:
+            self.cache.reset()
+        else:
+            self.cache.crop(self._start)
+            if self.copies > 1:  # the first rows of each prompt still begin with it
+                self.cache.reorder(torch.arange(self.batch) * self.copies)
 
     def _inputs(self, ids: Tensor, new: int) -> dict[str, Tensor]:
         """What was not read: ids, or the first time the embeddings of the prompts."""
