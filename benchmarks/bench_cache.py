@@ -3,7 +3,9 @@
 Every row reads the same prompt and then the same tokens, one a forward, all rows in turn at each token, so that times
 can be compared. × is time relative to transformers' DynamicCache. KL is of the next token's distribution, exact ‖ this,
 in nats, mean and largest over the tokens; exact is the same library's own dynamic cache. Bytes are what a cache holds
-at the end. transformers' QuantizedCache needs optimum-quanto or hqq, which .venv-peers has (`make bench` makes it).
+at the end; the rows "short" keep fewer recent positions, for no more bytes than theirs. The sliding caches differ while
+they read the prompt: that of transformers lets its queries see all of it. transformers' QuantizedCache needs
+optimum-quanto or hqq, which .venv-peers has (`make bench` makes it).
 """
 
 from __future__ import annotations
@@ -23,9 +25,11 @@ from bench_model import TEXT, their_model
 from side_by_side import finish
 
 import workbench as wb
+from workbench.cache import make_cache
 
 transformers.logging.set_verbosity_error()
 WINDOW = 512
+RECENT = 0  # positions kept as they are, at which our quantized caches take no more bytes than theirs
 TEXTS = {"a counting text": TEXT, "our README": (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")}
 
 
@@ -59,8 +63,12 @@ def ours(model, room):
         ("workbench quantized 8 bit", "quantized", {"bits": 8}),
         ("workbench quantized 4 bit", "quantized", {"bits": 4}),
         ("workbench quantized 2 bit", "quantized", {"bits": 2}),
+        *(
+            (f"workbench quantized {bits} bit, short", "quantized", {"bits": bits, "residual_length": RECENT})
+            for bits in (8, 4, 2)
+        ),
     ):
-        rows[label] = Row(model, wb.make_cache(name, config, **options), exact)
+        rows[label] = Row(model, make_cache(name, config, **options), exact)
     return rows
 
 
@@ -132,7 +140,7 @@ def compare(name, rows, ids, prompt):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompt", type=int, default=2048)
-    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--tokens", type=int, default=50)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -233,7 +233,7 @@ class QuantizedCache(BaseCache):
         made = quantize_keys(k, self.bits, group), quantize_values(v, self.bits, group)
         codes, last = [], []
         for old, new, whole in zip((now.keys, now.values), made, given, strict=True):
-            at = count, count + blocks, count + blocks + max(4, count // 8)
+            at = count, count + blocks, count + blocks + max(1, count // 32)
             codes.append(Codes(*(write(store, part, *at) for store, part in zip(old, new, strict=True))))
             rest = whole.new_empty((*whole.shape[:2], self.residual_length + group, whole.shape[3]))
             rest[:, :, : end - stop] = whole[:, :, stop:]

@@ -27,8 +27,8 @@ from workbench.model.rope import attention_factor, inverse_frequencies
 if TYPE_CHECKING:
     import pandas as pd
 
-# The largest difference that rounding explains, as a share of the largest magnitude. Norms, angles and softmax are
-# computed in float32 at best.
+# The largest difference that rounding explains, as a share of the largest magnitude. Angles are computed in
+# float32 at best.
 TOLERANCE = {torch.float64: 2e-6, torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 
 

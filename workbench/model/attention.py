@@ -46,12 +46,13 @@ def dot_products(
 
 
 def attention_pattern(scores: Float[Tensor, "batch q_head q k"]) -> Float[Tensor, "batch q_head q k"]:
-    """Softmax over keys, in float32; a query that may attend to nothing gets zeros, not NaN."""
+    """Softmax over keys, in float32 at least; a query that may attend to nothing gets zeros, not NaN."""
+    dtype = torch.promote_types(scores.dtype, torch.float32)
     nothing = (scores == -torch.inf).all(-1, keepdim=True)
     if nothing.any():  # filled before the softmax too: the gradient of its NaN would be NaN
-        pattern = F.softmax(scores.masked_fill(nothing, 0.0), dim=-1, dtype=torch.float32).masked_fill(nothing, 0.0)
+        pattern = F.softmax(scores.masked_fill(nothing, 0.0), dim=-1, dtype=dtype).masked_fill(nothing, 0.0)
     else:
-        pattern = F.softmax(scores, dim=-1, dtype=torch.float32)
+        pattern = F.softmax(scores, dim=-1, dtype=dtype)
     return pattern.to(scores.dtype)
 
 
