@@ -1,8 +1,9 @@
-"""Whole numbers as they are given: of Python, numpy or torch, one or several."""
+"""Whole numbers as they are given, of Python, numpy or torch, one or several; and in words."""
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -41,3 +42,17 @@ def at_least_one(value: Any, what: str, counted: str) -> int:
     if number < 1:
         raise ValueError(f"{what} is {number}; 1 or more {counted} are needed.")
     return number
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending whole numbers in words: `0 … 3, 7`."""
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and runs[-1][1] == n - 1:
+            runs[-1][1] = n
+        else:
+            runs.append([n, n])
+    shown = [str(a) if a == b else f"{a} … {b}" for a, b in runs]
+    if len(shown) > 6:
+        shown = [*shown[:3], "…", *shown[-2:]]
+    return ", ".join(shown) or "none"

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from workbench.analysis.arguments import ranges
 from workbench.analysis.attention_blocks import Block, score_blocks
-from workbench.analysis.attention_sources import Source, ranges
+from workbench.analysis.attention_sources import Source
 
 Array = npt.NDArray[np.float32]
 

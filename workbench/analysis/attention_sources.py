@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from workbench.analysis.arguments import row_of, whole
+from workbench.analysis.arguments import ranges, row_of, whole
 from workbench.instrument import Activations
 from workbench.model.mask import Mask
 from workbench.model.mask_rules import kind_of
@@ -391,17 +391,3 @@ def _pick(x: Float[Tensor, "pos head d_head"], places: Sequence[int]) -> Float[T
     """Some heads; neighbours as a view."""
     first, last = places[0], places[-1]
     return x[:, first : last + 1] if list(places) == list(range(first, last + 1)) else x[:, list(places)]
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """Ascending whole numbers in words: `0 … 3, 7`."""
-    runs: list[list[int]] = []
-    for n in numbers:
-        if runs and runs[-1][1] == n - 1:
-            runs[-1][1] = n
-        else:
-            runs.append([n, n])
-    shown = [str(a) if a == b else f"{a} … {b}" for a, b in runs]
-    if len(shown) > 6:
-        shown = [*shown[:3], "…", *shown[-2:]]
-    return ", ".join(shown) or "none"
