@@ -369,3 +369,16 @@ def test_bad_input_is_refused_before_anything_runs(model, prompt, caches, option
 def test_a_model_without_a_head_is_refused(model):
     with pytest.raises(TypeError, match="model is a LlamaModel; a LlamaForCausalLM is needed"):
         compare_caches(model.model, PROMPT, ["dynamic", "static"])
+
+
+@pytest.mark.parametrize(("length", "said"), [(20, False), (28, True)])
+def test_angles_that_change_within_the_text_are_said(length, said):
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "rope_theta": 1e4}
+    model = tiny_model(rope_parameters={**rope, "original_max_position_embeddings": 30}, max_position_embeddings=128)
+    found = compare_caches(model, list(range(1, length + 1)), ["none", "dynamic"], new_tokens=8)
+    assert found.angles_change == (30 if said else None)
+    sentence = (
+        "The RoPE of this model turns by other angles once a text is longer than 30 positions: keys that were cached"
+    )
+    assert (sentence in found.report()) is said
+    assert (found.summary["max_logit"].iloc[1] > 0.1) == said

@@ -21,6 +21,7 @@ from workbench.analysis.cache_report import report, summary
 from workbench.cache import KVCache
 from workbench.instrument import Activations, Cancelled, cancellable, capture, resolve
 from workbench.model import LlamaForCausalLM
+from workbench.model.rope import angles_change_after
 
 SEEN = ("k_cached", "v_cached", "resid_post")
 VARYING_LENGTH = "dynamic"  # the RoPE that is made to go past the length a model was trained for
@@ -47,6 +48,7 @@ class CacheComparison:
         caches: labels, the reference's first.
         tokens: ids that the reference chose, one a finished step.
         prompt_length: tokens of the prompt.
+        angles_change: after how many positions all RoPE angles were others (dynamic, longrope); `None` if never.
         stopped: whether `should_stop` ended it early; the finished steps are here.
     """
 
@@ -57,10 +59,11 @@ class CacheComparison:
     tokens: tuple[int, ...]
     prompt_length: int
     stopped: bool
+    angles_change: int | None = None
 
     def report(self) -> str:
         """The summary as an aligned text, with what has to be known to read it."""
-        return report(self.summary, self.steps, self.prompt_length, self.stopped)
+        return report(self.summary, self.steps, self.prompt_length, self.stopped, self.angles_change)
 
     def __str__(self) -> str:
         return self.report()
@@ -249,7 +252,9 @@ class _Run:
         tokens = tuple(self.text[0, self.prompt_length :].tolist())
         labels = tuple(label for label, _ in kinds)
         table = summary(steps, layers, kinds)
-        return CacheComparison(steps, layers, table, labels, tokens, self.prompt_length, stopped)
+        limit = angles_change_after(self.model.config)
+        passed = limit if limit is not None and self.text.shape[1] - 1 > limit else None
+        return CacheComparison(steps, layers, table, labels, tokens, self.prompt_length, stopped, passed)
 
 
 STEP_COLUMNS = [

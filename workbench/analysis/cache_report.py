@@ -46,7 +46,9 @@ def _row(steps: pd.DataFrame, layers: pd.DataFrame, label: str, cache: Any) -> d
     }
 
 
-def report(table: pd.DataFrame, steps: pd.DataFrame, prompt_length: int, stopped: bool) -> str:
+def report(
+    table: pd.DataFrame, steps: pd.DataFrame, prompt_length: int, stopped: bool, angles_change: int | None
+) -> str:
     """The summary as an aligned text, and what has to be known to read it."""
     finished = steps["step"].nunique()
     lines = [
@@ -55,6 +57,11 @@ def report(table: pd.DataFrame, steps: pd.DataFrame, prompt_length: int, stopped
     ]
     if finished:
         lines += ["", _costs(table), "", _differences(table), "", *_notes(table, steps)]
+    if finished and angles_change is not None:
+        lines.append(
+            f"The RoPE of this model turns by other angles once a text is longer than {angles_change} positions: keys "
+            'that were cached before differ from those of reading it again ("none"), whatever the cache.'
+        )
     return "\n".join(lines)
 
 

@@ -23,6 +23,7 @@ from workbench.cache import CACHES
 from workbench.instrument import Cancelled
 from workbench.instrument.points import base_of
 from workbench.model.quantized import quantized_count
+from workbench.model.rope import angles_change_after
 
 Verdict = Literal["ok", "rounding", "bug"]
 # The largest share of a position's magnitude that rounding is expected to explain; what exceeds it is computed again in
@@ -297,15 +298,13 @@ def _limit(model: Any, length: int) -> int:
     """
     if length < FEWEST:
         raise ValueError(f"ids has {length} tokens; at least {FEWEST} are needed, to be read in pieces.")
-    limit: int = model.config.max_position_embeddings
-    rope = model.config.rope
-    if rope["rope_type"] == "longrope":
-        limit = min(limit, rope["original_max_position_embeddings"])
-    if length > limit and rope["rope_type"] in ("dynamic", "longrope"):
+    change = angles_change_after(model.config)
+    limit: int = model.config.max_position_embeddings if change is None else change
+    if length > limit and change is not None:
         raise ValueError(
-            f"ids has {length} tokens; the {rope['rope_type']} RoPE of this model turns by other angles once a text "
-            f"is longer than {limit}, so keys that are cached earlier differ from those of one pass. Give {limit} or "
-            "fewer."
+            f"ids has {length} tokens; the {model.config.rope['rope_type']} RoPE of this model turns by other angles "
+            f"once a text is longer than {limit}, so keys that are cached earlier differ from those of one pass. Give "
+            f"{limit} or fewer."
         )
     if length > limit:
         raise ValueError(

@@ -35,6 +35,16 @@ Rope = tuple[Float[Tensor, "row pos 1 d_head"], Float[Tensor, "row pos 1 d_head"
 VARYING = ("dynamic", "longrope")  # the types whose angles depend on the length of the text
 
 
+def angles_change_after(config: LlamaConfig) -> int | None:
+    """The length of text after which all angles change, so that keys cached before are not those of one pass; `None`
+    for the types whose angles do not depend on it.
+    """
+    if config.rope["rope_type"] not in VARYING:
+        return None
+    limit: int = config.rope.get("original_max_position_embeddings") or config.max_position_embeddings
+    return min(limit, config.max_position_embeddings)
+
+
 def inverse_frequencies(
     config: LlamaConfig, device: torch.device | None = None, length: int | Int[Tensor, ""] | None = None
 ) -> Float[Tensor, " half"]:
