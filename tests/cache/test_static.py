@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from tests.conftest import tiny_config, tiny_model
-from workbench.cache import DynamicCache, StaticCache, make_cache
+from workbench.cache import DynamicCache, StaticCache, load_cache, make_cache
 
 IDS = torch.randint(1, 97, (2, 12), generator=torch.Generator().manual_seed(3))
 
@@ -148,9 +148,42 @@ def test_storage_made_at_once():
     assert keys.shape == (2, 2, 3, 8)
     with pytest.raises(ValueError, match=r"5 rows do not fit a StaticCache of max_batch_size=4"):
         StaticCache(tiny_config(), 16, max_batch_size=4).update(0, piece(1, 5), piece(1, 5))
-    with pytest.raises(ValueError, match=r"keys or values of shape .* do not continue a cache of"):
-        StaticCache(tiny_config(dtype="bfloat16"), 16, max_batch_size=4).update(0, piece(1), piece(1))
     assert StaticCache(tiny_config(dtype="bfloat16"), 16, 1).update(0, *[piece(1, 1).bfloat16()] * 2)[0].shape[2] == 1
+
+
+@torch.no_grad()
+def test_storage_made_at_once_becomes_what_the_first_keys_are(tmp_path):
+    model = tiny_model().bfloat16()
+    cache, plain = StaticCache(model.config, 16, max_batch_size=4), StaticCache(model.config, 16)
+    assert cache.nbytes == 2 * 3 * 4 * 2 * 16 * 8 * 4, "float32: the config says nothing"
+    for a, b in ((0, 7), (7, 8)):
+        found = model(IDS[:, a:b], past_key_values=cache).logits
+        assert torch.equal(found, model(IDS[:, a:b], past_key_values=plain).logits)
+    assert cache.nbytes == 2 * 3 * 4 * 2 * 16 * 8 * 2, "still for four rows"
+    cache.save(tmp_path / "cache")
+    assert load_cache(tmp_path / "cache").keys(0).dtype == torch.bfloat16
+    with pytest.raises(ValueError, match=r"keys or values of shape .* do not continue a cache of"):
+        tiny_model()(IDS[:, 8:], past_key_values=cache)
+    cache.reset()
+    tiny_model()(IDS, past_key_values=cache)
+    assert cache.keys(0).dtype == torch.float32
+    stored = StaticCache(model.config, 16, max_batch_size=4, dtype=torch.float32)
+    pointer = stored._keys[0].data_ptr()
+    model(IDS, past_key_values=stored)
+    assert stored._keys[0].data_ptr() == pointer, "a data type that was given stays"
+
+
+def test_storage_on_another_device_than_the_keys():
+    cache = StaticCache(tiny_config(), 16, max_batch_size=4, device="meta")
+    message = (
+        r"keys or values on cpu do not fit this StaticCache: it was allocated as torch\.float32 on meta\. Give "
+        r"device='cpu', or leave device out"
+    )
+    with pytest.raises(ValueError, match=message):
+        cache.update(0, piece(1), piece(1))
+    cache = StaticCache(tiny_config(), 16, max_batch_size=4, dtype=torch.bfloat16)
+    cache.update(0, piece(1, device="meta"), piece(1, device="meta"))
+    assert (cache.keys(0).device.type, cache.keys(0).dtype) == ("meta", torch.float32), "no device was given"
 
 
 @pytest.mark.parametrize("gradients", [False, True], ids=["without gradients", "with gradients"])

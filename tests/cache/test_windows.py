@@ -35,6 +35,23 @@ def fail_in(module, model, *args, **options):
     handle.remove()
 
 
+@pytest.mark.parametrize("source", [DynamicCache, lambda: SinkCache(3, 5), lambda: SlidingCache(9)])
+@pytest.mark.parametrize("length", range(6))
+@torch.no_grad()
+def test_a_text_that_is_shorter_than_the_sinks_is_taken_over(source, length):
+    model, theirs, mine, alone = MODEL["gqa"], source(), SinkCache(8, 4), SinkCache(8, 4)
+    if length:
+        model(IDS[:, :length], past_key_values=theirs)
+        model(IDS[:, :length], past_key_values=alone)
+    mine.copy_from(theirs)
+    assert mine.length == length
+    assert_equal(contents(mine), contents(alone))
+    for at in range(length, 30):
+        found = model(IDS[:, at : at + 1], past_key_values=mine).logits
+        torch.testing.assert_close(found, model(IDS[:, at : at + 1], past_key_values=alone).logits, **CLOSE)
+    assert_equal([c[2:] for c in contents(mine)], [c[2:] for c in contents(alone)])
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     kind=st.sampled_from(["mha", "gqa", "mqa"]),

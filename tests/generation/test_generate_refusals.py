@@ -161,6 +161,18 @@ COMBINATIONS = {
         {"past_key_values": DynamicCache, "use_cache": False},
         r"past_key_values is given with use_cache=False",
     ),
+    "cache by name without caching": (
+        {"use_cache": False, "cache_implementation": "sliding"},
+        r"cache_implementation='sliding' is given with use_cache=False; leave one of them out",
+    ),
+    "cache options without caching": (
+        {"use_cache": False, "cache_config": {"dtype": "bfloat16"}},
+        r"cache_config=\{'dtype': 'bfloat16'\} is given with use_cache=False; leave one of them out",
+    ),
+    "cache of a config without caching": (
+        {"use_cache": False, "generation_config": GenerationConfig(cache_implementation="sliding")},
+        r"cache_implementation='sliding' is given with use_cache=False; leave one of them out",
+    ),
     "cache too short": (
         {"past_key_values": lambda: StaticCache(tiny_config(), 10), "max_new_tokens": 5},
         r"past_key_values has room for max_cache_len=10 positions, but the text may need 11",
@@ -236,6 +248,17 @@ def test_what_cannot_be_generated_is_refused(name):
 def test_no_prompt_and_no_bos():
     with pytest.raises(ValueError, match="there is no prompt and no bos_token_id to begin with; give input_ids"):
         generate(tiny_model(bos_token_id=None))
+
+
+def test_no_caching_goes_before_the_cache_of_the_models_own_config():
+    model = tiny_model()
+    plain = generate(model, IDS, max_new_tokens=3)
+    assert torch.equal(generate(model, IDS, max_new_tokens=3, use_cache=False, cache_implementation="none"), plain)
+    model.stored_generation_config = GenerationConfig(cache_implementation="quantized", cache_config={"bits": 2})
+    assert torch.equal(generate(model, IDS, max_new_tokens=3, use_cache=False), plain)
+    model.stored_generation_config = GenerationConfig(use_cache=False)
+    with pytest.raises(ValueError, match=r"cache_implementation='sliding' is given with use_cache=False"):
+        generate(model, IDS, max_new_tokens=3, cache_implementation="sliding")
 
 
 def test_a_stop_string_that_is_none():

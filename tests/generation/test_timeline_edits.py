@@ -1,5 +1,9 @@
 """Edits of a timeline: every forward sees some positions, and an edit without an effect is never silent."""
 
+import functools
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -139,3 +143,26 @@ def test_a_stopped_forward_counts_for_no_edit():
     timeline.branch(3, 9)  # position 20 is not read here; the stopped forward began to
     timeline.rewind(19)
     assert timeline.step().position == 20
+
+
+def test_edits_that_are_taken_back_are_not_held():
+    timeline = tiny_timeline()
+    timeline.read(IDS)
+    held = []
+    for factor in range(3):
+        change = functools.partial(torch.mul, other=torch.tensor(float(factor)))
+        held.append(weakref.ref(change))
+        timeline.use(edits={"z": change})
+        timeline.step()
+    del change
+    gc.collect()
+    assert [one() is None for one in held] == [True, True, False]
+    timeline.use(edits=())
+    gc.collect()
+    assert held[2]() is None
+    plain = timeline.step()
+    timeline.use(edits=EDITS["everywhere"])
+    timeline.use(edits=())
+    timeline.rewind(plain)
+    assert timeline.logits().equal(timeline.logits(plain))
+    assert timeline.step().positions_computed == len(timeline.path())

@@ -6,6 +6,7 @@ import torch
 from tests.conftest import tiny_model
 from tests.generation.timelines import IDS, Forwards, snapshot, tiny_timeline
 from workbench.generation import Sampler, Timeline
+from workbench.instrument.edits import zero
 
 
 @pytest.mark.parametrize(
@@ -138,3 +139,17 @@ def test_a_timeline_is_not_made_of_wrong_things(options, error, words):
 def test_a_timeline_needs_a_llama():
     with pytest.raises(TypeError, match=r"Timeline needs a LlamaForCausalLM; got object. See workbench.load"):
         Timeline(object())
+
+
+def test_a_cache_that_takes_nothing_over_changes_neither_sampler_nor_edits(monkeypatch):
+    def fail(cache, other):
+        raise RuntimeError("planted")
+
+    timeline = tiny_timeline()
+    timeline.read(IDS)
+    before = snapshot(timeline)
+    monkeypatch.setattr("workbench.cache.StaticCache.copy_from", fail)
+    with pytest.raises(RuntimeError, match="planted"):
+        timeline.use(Sampler(seed=1), "static", [zero("z", heads=1)])
+    assert snapshot(timeline) == before
+    assert timeline.step().positions_computed == 1

@@ -213,3 +213,53 @@ def test_an_empty_timeline_is_not_saved(path):
     with pytest.raises(ValueError, match=r"this timeline is empty. Read a prompt before saving"):
         tiny_timeline().save(path)
     assert not path.exists()
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"there is no folder .*nowhere. Make it, or give a path in another one"
+    ):
+        grown().save(tmp_path / "nowhere" / "one.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_tokenizer_the_file_s_texts_are_shown_and_saved_again(path):
+    timeline = grown()
+    timeline.save(path)
+    for model in (None, timeline.model):
+        opened = Timeline.load(path, model)
+        assert opened.tokenizer is None
+        again = path.with_name("two.safetensors")
+        opened.save(again)
+        assert Timeline.load(again).to_pandas().equals(timeline.to_pandas())
+    assert opened.replay().to_pandas().text.tolist() == opened.to_pandas().text[opened.to_pandas().current].tolist()
+    opened.force([96])
+    opened.save(again)
+    assert Timeline.load(again).to_pandas().text.tolist()[-1] == opened.to_pandas().text.tolist()[-1]
+
+
+def test_without_a_tokenizer_it_says_so(path):
+    timeline = grown()
+    timeline.save(path)
+    opened = Timeline.load(path, timeline.model)
+    with pytest.raises(ValueError, match=r"a text needs the tokenizer, and this timeline has none. Give token ids"):
+        opened.read("Hello")
+    with pytest.raises(ValueError, match=r"stop_string needs the tokenizer, and this timeline has none. Make it with"):
+        opened.run_until(stop_string="a")
+    bare = Timeline(timeline.model)
+    bare.read(IDS)
+    bare.save(path)
+    assert Timeline.load(path).to_pandas().equals(bare.to_pandas())
+
+
+def test_edits_there_were_before_are_known_again(path):
+    edits = [zero("z", heads=1)]
+    timeline = grown(edits=edits)
+    timeline.use(edits=())
+    timeline.save(path)
+    opened = Timeline.load(path, timeline.model)
+    assert opened.edits == ()
+    opened.use(edits=edits)
+    opened.step()
+    timeline.use(edits=edits)
+    assert timeline.step().token == opened.current.token

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.generation.timelines import IDS, full_logits, tiny_timeline
-from workbench.generation import Sampler
+from workbench.generation import GenerationConfig, Sampler
 
 DRAWN = Sampler(temperature=1.5, seed=3)
 
@@ -42,6 +42,23 @@ def test_an_end_token_or_not():
     timeline.rewind(19)
     assert len(timeline.run(20)) == first + 1
     assert timeline.step(), "a step goes on after an end token"
+
+
+def test_the_end_tokens_of_the_model_s_own_generation_config():
+    ids = [node.token for node in reference()]
+    timeline = read()
+    timeline.model.config.eos_token_id = ids[0]
+    timeline.model.stored_generation_config = GenerationConfig(eos_token_id=[96, ids[6]])
+    ended = ids.index(ids[6])
+    stop = timeline.run_until(max_new_tokens=20)
+    assert (stop.reason, len(stop.nodes)) == ("eos", ended + 1)
+    timeline.rewind(19)
+    timeline.model.stored_generation_config = GenerationConfig()
+    assert timeline.run_until(max_new_tokens=20).reason == "max_new_tokens"
+    timeline.rewind(19)
+    timeline.model.stored_generation_config = None
+    assert timeline.run_until(max_new_tokens=20).nodes[-1].token == ids[0]
+    assert timeline.model.stored_generation_config is None
 
 
 @pytest.mark.parametrize("before", [0, 1, 2])

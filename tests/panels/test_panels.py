@@ -4,6 +4,7 @@ import asyncio
 import gc
 import threading
 import time
+import warnings
 import weakref
 
 import numpy as np
@@ -122,6 +123,22 @@ def test_clicks_move_the_shared_cursor_and_every_panel_is_told(workbench):
     act(workbench.attention, "set", name="head", value=3)
     assert content(workbench.attention)["subtitle"] == "layer 2, head 3 (key/value head 1)"
     np.testing.assert_allclose(array(workbench.attention, "weight"), workbench.session.attention.head(2, 3))
+
+
+def test_attention_names_the_cache_s_window_and_its_rounding(workbench):
+    workbench.session.run("Hello you", cache="sliding", cache_config={"window": 4})
+    mask = array(workbench.attention, "mask")
+    distance = np.arange(len(mask))[:, None] - np.arange(len(mask))
+    assert (mask == np.where(distance < 0, 1, np.where(distance >= 4, 2, 0))).all()
+    letters = [reason["letter"] for reason in content(workbench.attention)["mask_reasons"]]
+    assert letters == ["C", "W"]
+    options = {"bits": 4, "residual_length": 0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        workbench.session.run("Hello you", max_new_tokens=1, cache="quantized", cache_config=options)
+    note = " · of the keys as they were computed; the cache rounds them"
+    assert content(workbench.attention)["subtitle"] == "layer 0, head 0 (key/value head 0)" + note
+    assert [reason["letter"] for reason in content(workbench.attention)["mask_reasons"]] == ["C"]
 
 
 def test_a_click_outside_the_text_is_refused_in_words(workbench):

@@ -93,6 +93,24 @@ def test_rewinding_computes_nothing_and_going_back_to_another_branch_only_what_i
     check(session)
 
 
+def test_everything_stays_right_where_longer_texts_are_rotated_otherwise():
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    rope |= {"original_max_position_embeddings": 32, "rope_theta": 1e4}
+    session = tiny_session(rope_parameters=rope, max_position_embeddings=64)
+    session.run(PROMPT, max_new_tokens=12)
+    check(session)
+    for _ in range(3):
+        session.step()
+        check(session)
+    session.branch(15, 40)
+    check(session)
+    session.force("a text that is long again")
+    check(session)
+    session.rewind(20)
+    session.step()
+    check(session)
+
+
 def test_another_cache_in_the_middle_of_a_text():
     session = tiny_session()
     session.run(PROMPT, max_new_tokens=3)

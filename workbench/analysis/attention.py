@@ -111,12 +111,18 @@ class AttentionMap:
     ) -> None:
         self.acts = acts
         self.source = Source(acts, length, mask, scale, row)
-        if mask is None and any(span.lossy for span in acts.spans) and not any("k_cached" in name for name in acts):
+        if self.rounded:
             warnings.warn(
                 "the cache of this text rounds keys, and what it gave back was not captured: attention is that of the "
                 "keys as they were computed. Capture 'k_cached' (and 'v_cached') too for that which was applied.",
                 stacklevel=2,
             )
+
+    @property
+    def rounded(self) -> bool:
+        """Whether the cache gave attention other keys, nearly those of this map, which were not captured."""
+        lossy = not self.source.given and any(span.lossy for span in self.acts.spans)
+        return lossy and not any("k_cached" in name for name in self.acts)
 
     @property
     def length(self) -> int:

@@ -122,7 +122,7 @@ class Source:
         if length is not None and not 0 <= length <= end:
             raise ValueError(f"length is {length}, but this capture ends before position {end}: give 0 to {end}.")
         self.length = end if length is None else length
-        self._given = mask is not None
+        self.given = mask is not None
         self._of_layer: dict[int, tuple[Forward, ...]] = {}
 
     @property
@@ -277,7 +277,7 @@ class Source:
 
     def of_layer(self, layer: int) -> tuple[Forward, ...]:
         """The forwards with the masks that a layer applied: its own where they were captured."""
-        if self._given:
+        if self.given:
             return self.forwards
         if layer not in self._of_layer:
             try:
@@ -310,11 +310,11 @@ class Source:
                 f"mask has queries {ranges(range(first, end))}, and {ranges(range(start, stop))} are asked for. Look "
                 "at those it has, or give the mask of all of them."
             )
-        by_step = not self._given and any((name, layer) in self.acts for name in ("k_cached", "v_cached"))
+        by_step = not self.given and any((name, layer) in self.acts for name in ("k_cached", "v_cached"))
         if by_step:
             found = [Stretch(f.start, f.stop, () if f.plain else (f,), f) for f in forwards]
         else:
-            if not self._given:
+            if not self.given:
                 _refuse_other_keys(forwards, layer, start, stop)
             found = []
             for plain, members in groupby(forwards, lambda forward: forward.plain):

@@ -13,12 +13,14 @@ from torch import Tensor
 from workbench.cache.checks import (
     check_computed,
     check_dtype,
+    check_rows,
     copied,
     dtype_name,
     from_the_end,
     holds_exactly,
     in_order,
     tensors_in,
+    whole_length,
 )
 
 __all__ = ["BaseCache", "CacheStore", "KVCache", "holds_exactly", "tensors_in"]
@@ -161,7 +163,7 @@ class BaseCache:
 
     def can_crop(self, length: int) -> bool:
         """Whether `crop(length)` is possible."""
-        return length >= -self.length
+        return whole_length(length) >= -self.length
 
     def clone(self) -> Self:
         """An independent copy, with what is kept to take the last forward back."""
@@ -203,6 +205,7 @@ class BaseCache:
 
         Raises:
             ValueError: if it is empty.
+            FileNotFoundError: if there is no such folder.
         """
         from workbench.cache.files import save_cache  # files knows all kinds
 
@@ -290,7 +293,7 @@ class CacheStore(BaseCache):
     @property
     def batch_size(self) -> int:
         """Number of rows; 0 as long as nothing was stored."""
-        return self._keys[0].shape[0] if self._keys else 0
+        return self._keys[0].shape[0] if self.length else 0
 
     @property
     def layers(self) -> int:
@@ -325,13 +328,22 @@ class CacheStore(BaseCache):
         A negative length counts from the end: `crop(-2)` forgets the last two positions.
 
         Raises:
-            ValueError: if there are not so many positions.
+            ValueError: if it is no whole number, or there are not so many positions.
         """
         length = from_the_end(self, length)
         self._lengths = [min(length, kept) for kept in self._lengths]
+        if not self.length:
+            self._computed = None
 
     def reorder(self, rows: Int[Tensor, " batch"]) -> None:
-        """Makes row i of the batch what row `rows[i]` was; there may be more or fewer rows than before."""
+        """Makes row i of the batch what row `rows[i]` was; there may be more or fewer rows than before.
+
+        Raises:
+            ValueError: for a row that is not there.
+        """
+        check_rows(rows, self.batch_size)
+        if not self.length:
+            return
         self._keys = [t.index_select(0, rows.to(t.device)) for t in self._keys]
         self._values = [t.index_select(0, rows.to(t.device)) for t in self._values]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,11 +38,50 @@ def from_the_end(cache: Any, length: int) -> int:
     """The length to crop to, where a negative one counts from the end.
 
     Raises:
-        ValueError: if there are not so many positions.
+        ValueError: if it is no whole number, or there are not so many positions.
     """
+    length = whole_length(length)
     if length < -cache.length:
         raise ValueError(f"crop({length}): the cache holds {cache.length} positions only.")
-    return int(length + cache.length if length < 0 else length)
+    return length + cache.length if length < 0 else length
+
+
+def whole_length(length: Any) -> int:
+    """A length to crop to, as it is given.
+
+    Raises:
+        ValueError: if it is no whole number.
+    """
+    try:
+        if not isinstance(length, bool):
+            return operator.index(length)
+    except TypeError:  # said below
+        pass
+    raise ValueError(
+        f"crop({length!r}): length must be a whole number: how many positions to keep, or, if negative, to forget."
+    )
+
+
+def check_rows(rows: Any, count: int) -> None:
+    """Raises `TypeError` or `ValueError` unless `rows` are numbers of rows of a cache that has `count`, if any."""
+    if not isinstance(rows, Tensor):
+        raise TypeError(
+            f"rows is a {type(rows).__name__}; a tensor of row numbers is needed, for example torch.tensor([1, 0])."
+        )
+    if not count:
+        return
+    if rows.ndim != 1 or not len(rows) or rows.dtype not in (torch.int64, torch.int32):
+        raise ValueError(
+            f"rows has shape {tuple(rows.shape)} and {rows.dtype}; expected one or more whole numbers of shape "
+            "(batch,), torch.int64."
+        )
+    if rows.device.type != "cpu":
+        return  # looking at them would make the host wait at every step; PyTorch's own check remains
+    strange = rows[(rows < 0) | (rows >= count)]
+    if len(strange):
+        raise ValueError(
+            f"rows holds {int(strange[0])}; this cache has the rows 0 … {count - 1}. Give numbers of these only."
+        )
 
 
 def in_order(held: Int[Tensor, " slot"], needed: Int[Tensor, " pos"], source: Any, target: Any) -> Int[Tensor, " pos"]:
@@ -80,6 +120,15 @@ def check_dtype(dtype: Any) -> torch.dtype | None:
         )
     checked: torch.dtype | None = dtype
     return checked
+
+
+def check_device(device: Any) -> None:
+    """Raises `ValueError` for a device that is not there."""
+    try:
+        torch.empty(0, device=torch.device(device))  # known to torch, and yet perhaps not on this machine
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"device is {device!r}, which torch cannot use here ({reason}). Use 'cpu'.") from error
 
 
 def dtype_name(dtype: torch.dtype | None) -> str | None:

@@ -48,13 +48,14 @@ class DynamicCache(CacheStore):
         self._keys, self._values, self._lengths, self._computed = [], [], [], None
 
     def _open(self, layer: int, k: Tensor, v: Tensor) -> None:
-        """Makes empty storage of a layer, if it is the next one."""
-        if layer == len(self._keys):
-            self._keys.append(k.new_empty((*k.shape[:2], 0, k.shape[3])))
-            self._values.append(v.new_empty((*v.shape[:2], 0, v.shape[3])))
-            self._lengths.append(0)
-        elif layer > len(self._keys):
+        """Makes empty storage of a layer, if it is the next one or holds nothing any more."""
+        if layer > len(self._keys):
             raise ValueError(f"layer {layer} was given before layer {len(self._keys)}; layers are filled in order.")
+        if self.get_seq_length(layer):
+            return
+        for stores, new in ((self._keys, k), (self._values, v)):
+            stores[layer:] = [new.new_empty((*new.shape[:2], 0, new.shape[3])), *stores[layer + 1 :]]
+        self._lengths[layer:] = [0, *self._lengths[layer + 1 :]]
 
 
 def write(store: Tensor, new: Tensor, start: int, end: int, room: int | None = None) -> Tensor:

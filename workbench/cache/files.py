@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from workbench.cache.base import BaseCache
+from workbench.cache.checks import check_device
 from workbench.cache.kinds import KINDS
 from workbench.config import LlamaConfig
 
@@ -41,6 +42,10 @@ def save_cache(cache: BaseCache, path: str | os.PathLike[str]) -> None:
         "numbers": numbers,
     }
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {path.parent} to write {path.name} to. Make it first, or give another path."
+        )
     partial = path.with_name(path.name + ".partial")
     try:
         whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
@@ -59,11 +64,13 @@ def load_cache(path: str | os.PathLike[str], device: torch.device | str = "cpu")
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: naming the file, if it holds no cache, one of a later version, or is damaged.
+        ValueError: naming the file, if it holds no cache, one of a later version, or is damaged; and for a
+            device that is not there.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}.")
+    check_device(device)
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
             manifest = json.loads((file.metadata() or {}).get("manifest", "{}"))
@@ -72,20 +79,29 @@ def load_cache(path: str | os.PathLike[str], device: torch.device | str = "cpu")
         raise ValueError(f"{path} is no safetensors file with a manifest ({error}).") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(f"{path} holds no KV cache; give a file that cache.save(path) wrote.")
-    if manifest["version"] > VERSION or manifest["kind"] not in KINDS:
+    version, kind = manifest.get("version"), manifest.get("kind")
+    if not isinstance(kind, str) or not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise ValueError(f"{path} is damaged: it says version {version!r} and kind {kind!r}. Save the cache again.")
+    if version > VERSION or kind not in KINDS:
         raise ValueError(
-            f"{path} was written by workbench {manifest['workbench']}, as version {manifest['version']} and kind "
-            f"{manifest['kind']!r}; this one reads version {VERSION} of {', '.join(KINDS)}. Update workbench."
+            f"{path} was written by workbench {manifest.get('workbench', 'of an unknown version')}, as version "
+            f"{version} and kind {kind!r}; this one reads version {VERSION} of {', '.join(KINDS)}. Update workbench."
         )
     try:
-        options = {name: _from_data(name, value) for name, value in manifest["options"].items()}
-        cache = KINDS[manifest["kind"]](**options)
-        cache.set_state(manifest["numbers"], tensors)
-        found = (cache.length, cache.positions(0).tolist(), [*cache.keys(0).shape])
-        if found != (manifest["length"], manifest["positions"], manifest["shape"]):
-            raise ValueError("its tensors are not those that the manifest describes")
-    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path} is damaged: {error}. Save the cache again.") from error
+        return _described(manifest, tensors)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise ValueError(f"{path} is damaged: {reason}. Save the cache again.") from error
+
+
+def _described(manifest: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Any:
+    """The cache that a manifest describes, with these tensors."""
+    options = {name: _from_data(name, value) for name, value in manifest["options"].items()}
+    cache = KINDS[manifest["kind"]](**options)
+    cache.set_state(manifest["numbers"], tensors)
+    found = (cache.length, cache.positions(0).tolist(), [*cache.keys(0).shape])
+    if found != (manifest["length"], manifest["positions"], manifest["shape"]):
+        raise ValueError("its tensors are not those that the manifest describes")
     return cache
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.cache.base import BaseCache, KVCache
-from workbench.cache.checks import check_continues, check_no_gradient, check_size, from_the_end
+from workbench.cache.checks import check_continues, check_no_gradient, check_rows, check_size, from_the_end
 from workbench.cache.codes import BITS, Codes, quantize_keys, quantize_values, read_keys, read_values
 from workbench.cache.dynamic import write
 
@@ -55,7 +55,7 @@ class QuantizedCache(BaseCache):
     crops_exactly = False
 
     def __init__(self, bits: int = 4, group_size: int | None = None, residual_length: int = 128) -> None:
-        if bits not in BITS or isinstance(bits, bool):
+        if not isinstance(bits, int) or bits not in BITS:
             raise ValueError(f"bits is {bits!r}; allowed are {', '.join(map(str, BITS))}.")
         self.bits = bits
         self.group_size = None if group_size is None else check_size("group_size", group_size)
@@ -67,7 +67,7 @@ class QuantizedCache(BaseCache):
     @property
     def batch_size(self) -> int:
         """Number of rows; 0 as long as nothing was stored."""
-        return self._layers[0].last_keys.shape[0] if self._layers else 0
+        return self._layers[0].last_keys.shape[0] if self.length else 0
 
     @property
     def layers(self) -> int:
@@ -134,7 +134,7 @@ class QuantizedCache(BaseCache):
         may be fewer than `residual_length` as they were computed. A negative length counts from the end.
 
         Raises:
-            ValueError: if there are not so many positions.
+            ValueError: if it is no whole number, or there are not so many positions.
         """
         length = from_the_end(self, length)
         for layer, now in enumerate(self._layers):
@@ -150,7 +150,14 @@ class QuantizedCache(BaseCache):
             self._layers[layer] = now._replace(end=min(length, now.end))
 
     def reorder(self, rows: Int[Tensor, " batch"]) -> None:
-        """Makes row i of the batch what row `rows[i]` was; there may be more or fewer rows than before."""
+        """Makes row i of the batch what row `rows[i]` was; there may be more or fewer rows than before.
+
+        Raises:
+            ValueError: for a row that is not there.
+        """
+        check_rows(rows, self.batch_size)
+        if not self.length:
+            return
 
         def picked(value: Any) -> Any:
             if isinstance(value, Tensor):
@@ -241,11 +248,11 @@ class QuantizedCache(BaseCache):
         return Layer(codes[0], codes[1], last[0], last[1], (*now.counts, *[group] * blocks), stop, end)
 
     def _layer(self, layer: int, k: Tensor, v: Tensor) -> Layer:
-        """A layer, empty if it is the next one."""
+        """A layer: new and empty if it is the next one, or holds nothing any more."""
         check_no_gradient(self, k, v)
         if layer > len(self._layers):
             raise ValueError(f"layer {layer} was given before layer {len(self._layers)}; layers are filled in order.")
-        if layer == len(self._layers):
+        if not self.get_seq_length(layer):
             width = k.shape[3]
             self._group = group = group_for(self.group_size, self.bits, width)
             stores = []
@@ -254,8 +261,9 @@ class QuantizedCache(BaseCache):
                 scale = new.new_empty((*new.shape[:2], 0, width), dtype=torch.float16)
                 stores.append(Codes(packed, scale, scale.clone()))
             last = [t.new_empty((*t.shape[:2], 0, width)) for t in (k, v)]
-            self._layers.append(Layer(stores[0], stores[1], last[0], last[1]))
-            self._before.append(None)
+            empty = Layer(stores[0], stores[1], last[0], last[1])
+            self._layers[layer:] = [empty, *self._layers[layer + 1 :]]
+            self._before[layer:] = [None, *self._before[layer + 1 :]]
         return self._layers[layer]
 
 

@@ -14,11 +14,13 @@ from workbench.cache.checks import (
     check_continues,
     check_dtype,
     check_no_gradient,
+    check_rows,
     check_size,
     dtype_name,
     from_the_end,
     holds_exactly,
     in_order,
+    whole_length,
 )
 from workbench.cache.dynamic import with_spare, write
 
@@ -64,7 +66,7 @@ class RingCache(BaseCache):
     @property
     def batch_size(self) -> int:
         """Number of rows; 0 as long as nothing was stored."""
-        return self._held[0].keys.shape[0] if self._held else 0
+        return self._held[0].keys.shape[0] if self.length else 0
 
     @property
     def layers(self) -> int:
@@ -121,7 +123,7 @@ class RingCache(BaseCache):
         """Whether the positions that position `length` would see are still held: the window before it is, for as many
         steps back as it has not been overwritten, and always back to where the last forward began.
         """
-        if length < -self.length:
+        if whole_length(length) < -self.length:
             return False
         length = from_the_end(self, length)
         return all(self._cropped(layer, length) is not None for layer in range(len(self._held)))
@@ -132,7 +134,8 @@ class RingCache(BaseCache):
         A negative length counts from the end.
 
         Raises:
-            ValueError: if positions that position `length` would see are overwritten (`can_crop`); nothing is changed.
+            ValueError: if it is no whole number, or positions that position `length` would see are overwritten
+                (`can_crop`); nothing is changed.
         """
         length = from_the_end(self, length)
         cropped = [self._cropped(layer, length) for layer in range(len(self._held))]
@@ -150,9 +153,18 @@ class RingCache(BaseCache):
         # A forward that failed half way has overwritten a slot in some layers only: now it is empty in all.
         first = max((held.first for held in kept if held.end == length), default=0)
         self._held = [held._replace(first=first) if held.end == length else held for held in kept]
+        if not self.length:
+            self._computed = None
 
     def reorder(self, rows: Int[Tensor, " batch"]) -> None:
-        """Makes row i of the batch what row `rows[i]` was; there may be more or fewer rows than before."""
+        """Makes row i of the batch what row `rows[i]` was; there may be more or fewer rows than before.
+
+        Raises:
+            ValueError: for a row that is not there.
+        """
+        check_rows(rows, self.batch_size)
+        if not self.length:
+            return
 
         def picked(held: Held) -> Held:
             keys, values = (t.index_select(0, rows.to(t.device)) for t in held[:2])
@@ -171,7 +183,7 @@ class RingCache(BaseCache):
         first = max(self.sinks, end - self.window)
         if end > first and not bool((positions == first).any()):
             first = max(self.sinks, end - self.window + 1)  # all that the next position needs
-        needed = torch.cat((torch.arange(min(self.sinks, end)), torch.arange(first, end)))
+        needed = torch.cat((torch.arange(min(self.sinks, end)), torch.arange(min(first, end), end)))
         order = in_order(positions, needed, source, self)
         slots = torch.where(needed < self.sinks, needed, self._slot(needed))
         self._layer(layer, k, v)
@@ -252,14 +264,14 @@ class RingCache(BaseCache):
         return None
 
     def _layer(self, layer: int, k: Tensor, v: Tensor) -> Held:
-        """What a layer holds, nothing yet if it is the next one."""
+        """What a layer holds: new and empty if it is the next one, or holds nothing any more."""
         check_no_gradient(self, k, v)
         if layer > len(self._held):
             raise ValueError(f"layer {layer} was given before layer {len(self._held)}; layers are filled in order.")
-        if layer == len(self._held):
+        if not self.get_seq_length(layer):
             nothing = [self._stored(t).new_empty((*t.shape[:2], 0, t.shape[3])) for t in (k, v)]
-            self._held.append(Held(nothing[0], nothing[1], self.sinks, 0))
-            self._before.append(None)
+            self._held[layer:] = [Held(nothing[0], nothing[1], self.sinks, 0), *self._held[layer + 1 :]]
+            self._before[layer:] = [None, *self._before[layer + 1 :]]
         return self._held[layer]
 
     def _stored(self, new: Tensor) -> Tensor:

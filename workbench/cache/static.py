@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from workbench.cache.base import CacheStore
-from workbench.cache.checks import check_continues, check_dtype, check_no_gradient, check_size
+from workbench.cache.checks import check_continues, check_device, check_dtype, check_no_gradient, check_rows, check_size
 from workbench.config import LlamaConfig
 
 
@@ -24,14 +24,14 @@ class StaticCache(CacheStore):
         max_cache_len: how many positions there is room for.
         max_batch_size: how many rows there is room for. If given, storage is allocated at once; otherwise with the
             first rows that come, for as many.
-        device: of storage that is allocated at once; default the CPU. Otherwise that of the first keys.
-        dtype: of storage, whatever the keys come in. Default that of the first keys, or, if storage is allocated at
-            once, the config's data type (float32 if it has none).
+        device: of storage that is allocated at once. Default that of the first keys, the CPU until they come.
+        dtype: of storage, whatever the keys come in. Default that of the first keys; until they come, storage that is
+            allocated at once has the config's data type (float32 if it has none).
 
     Raises:
         TypeError: if `config` is no LlamaConfig.
-        ValueError: for sizes that are not whole numbers of at least 1, a dtype that is none to store in, and for a
-            device without `max_batch_size`.
+        ValueError: for sizes that are not whole numbers of at least 1, a dtype that is none to store in, a device
+            that is not there, and for one without `max_batch_size`.
     """
 
     name = "static"
@@ -61,6 +61,8 @@ class StaticCache(CacheStore):
                 "device is given without max_batch_size; without it storage is allocated for the first keys that come, "
                 "where they are. Give max_batch_size too, or neither."
             )
+        if device is not None:
+            check_device(device)
         shape, kind = (max_batch_size or 0, *self._shape), self.dtype or getattr(torch, config.dtype or "float32")
         self._keys = [torch.zeros(shape, device=device, dtype=kind) for _ in self._lengths]
         self._values = [torch.zeros(shape, device=device, dtype=kind) for _ in self._lengths]
@@ -68,7 +70,7 @@ class StaticCache(CacheStore):
     @property
     def batch_size(self) -> int:
         """Number of rows in use; 0 as long as nothing was stored."""
-        return self._rows
+        return self._rows if self.length else 0
 
     def options(self) -> dict[str, Any]:
         """The arguments that make another cache like this one."""
@@ -109,8 +111,11 @@ class StaticCache(CacheStore):
         """Makes row i of the batch what row `rows[i]` was, in place where the storage has as many rows.
 
         Raises:
-            ValueError: for more rows than `max_batch_size`.
+            ValueError: for a row that is not there, and for more rows than `max_batch_size`.
         """
+        check_rows(rows, self.batch_size)
+        if not self.length:
+            return
         count = len(rows)
         self._check_rows(count)
         for stores in (self._keys, self._values):
@@ -141,10 +146,17 @@ class StaticCache(CacheStore):
         return self.max_cache_len
 
     def _store(self, store: Tensor, new: Tensor, start: int) -> Tensor:
-        """The storage of a layer, made anew if this begins a text that it has too few rows for or another dtype."""
+        """The storage of a layer, made anew if this begins a text that it has too few rows for, or another dtype or
+        device.
+        """
         fits = len(new) <= len(store) and (new.dtype, new.device) == (store.dtype, store.device)
-        if start == 0 and not fits and self.max_batch_size is None:
-            return new.new_zeros((len(new), *self._shape))
+        if start == 0 and not fits:
+            if self._made_of["device"] is not None and new.device != store.device:
+                raise ValueError(
+                    f"keys or values on {new.device} do not fit this StaticCache: it was allocated as {store.dtype} on "
+                    f"{store.device}. Give device={str(new.device)!r}, or leave device out."
+                )
+            return new.new_zeros((self.max_batch_size or len(new), *self._shape))
         if store.is_inference() and not torch.is_inference_mode_enabled():  # nobody may write into it out here
             return store.clone()
         return store

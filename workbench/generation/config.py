@@ -248,6 +248,12 @@ class GenerationConfig:
         return cls(**{name: getattr(config, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")})
 
     @classmethod
+    def of_model(cls, model: Any) -> GenerationConfig:
+        """A model's own one, else one from its config; the model stays as it is."""
+        own: GenerationConfig | None = getattr(model, "stored_generation_config", None)
+        return cls.from_model_config(model.config) if own is None else own
+
+    @classmethod
     def from_pretrained(
         cls, folder: str | os.PathLike[str], config_file_name: str = FILE, **options: Any
     ) -> GenerationConfig:

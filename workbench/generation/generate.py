@@ -115,10 +115,10 @@ class _Call:
         if given is not None and not isinstance(given, GenerationConfig):
             raise TypeError(f"generation_config is a {type(given).__name__}; a GenerationConfig is needed.")
         self.model = model
-        own = getattr(model, "stored_generation_config", None)
-        own = GenerationConfig.from_model_config(model.config) if own is None else own
-        known = {**own.to_diff_dict(), **(given.to_diff_dict() if given is not None else {})}
-        self.options = GenerationConfig(**known).resolved(**options)
+        own = GenerationConfig.of_model(model)
+        config = given.to_diff_dict() if given is not None else {}
+        self.options = GenerationConfig(**{**own.to_diff_dict(), **config}).resolved(**options)
+        self.asked = {**config, **options}  # by this call, not by the model's own config
         self.beams, self.returned = self.options.num_beams or 1, self.options.num_return_sequences or 1
         self.copies = max(self.beams, self.returned)
         self.cache: KVCache | None = None
@@ -127,6 +127,7 @@ class _Call:
     def find_cache(self, given: Any) -> None:
         """Takes the caller's cache, if it is one and nothing contradicts it."""
         if given is None:
+            self._refuse_unused_cache()
             return
         if not (hasattr(given, "positions") and hasattr(given, "update")):
             raise TypeError(
@@ -139,6 +140,12 @@ class _Call:
             if (value := getattr(self.options, name)) is not None:
                 raise ValueError(f"past_key_values and {name}={value!r} are both given; give one of them.")
         self.cache = given
+
+    def _refuse_unused_cache(self) -> None:
+        for name in ("cache_implementation", "cache_config"):
+            value = self.asked.get(name)
+            if not self.options.use_cache and value is not None and value != "none":
+                raise ValueError(f"{name}={value!r} is given with use_cache=False; leave one of them out.")
 
     def find_prompts(self, inputs: Any, ids: Any, embeds: Any, mask: Any, positions: Any) -> None:
         """Takes the prompts, and makes sure that the cache has room for what may follow them."""

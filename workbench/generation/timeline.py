@@ -38,7 +38,9 @@ class Timeline(TimelineView):
 
     Every node has been read: what comes after it is known, so moving to it and looking at other candidates compute
     nothing. A forward begins where the cache's text and the wanted one part; where the cache cannot be cropped so far,
-    or there is none, the whole text is read again (`positions_computed` of the node says so).
+    or there is none, the whole text is read again (`positions_computed` of the node says so). So it is with rotary
+    embeddings of type "longrope" where a text grows past their `original_max_position_embeddings`, or is shorter again:
+    they rotate all of a longer one differently. One forward reads a prompt that is longer.
 
     Methods that compute take `should_stop`, asked between layers. After a stop, an interrupt or any exception all
     finished steps are there, and nothing of the unfinished one. One thread at a time.
@@ -140,7 +142,7 @@ class Timeline(TimelineView):
         Args:
             stop_string: a text, or several, that the newest token completes; it may begin in an earlier token, also in
                 the prompt.
-            eos: whether an end token of the model is one.
+            eos: whether an end token of the model is one: those that `generate` ends at.
             entropy_above: nats; a token was taken from a prediction that was less decided than that.
             probability_below: a token was taken that had less than this probability; or, with (token id, probability),
                 one from a prediction that gave that token less. Before temperature and cuts.
@@ -260,11 +262,11 @@ class Timeline(TimelineView):
         if cache is not None or cache_config is not None:
             choice = CacheChoice.of(reader.choice.name if cache is None else cache, cache_config, model.config)
             self._engine.check(len(self._engine.path), choice.room)
-        self.sampler = sampler
         if choice is not None:
             reader.use_cache(choice, choice.make(model.config))
         if chosen is not None:
             reader.use_edits(chosen)
+        self.sampler = sampler
 
     def replay(
         self,
@@ -302,6 +304,7 @@ class Timeline(TimelineView):
             edits=reader.edits.given if edits is _AS_IT_IS else edits,
             logits_budget=self._engine.store.budget,
         )
+        new._texts = self._texts
         new._engine.reader.observer = observer
         path = self._engine.tree.path(last)
         new._engine.check(len(path))
@@ -322,6 +325,9 @@ class Timeline(TimelineView):
         """Opens what `save` wrote. With its model it goes on where it was, after reading the text again; without, it
         shows what was computed.
 
+        Args:
+            tokenizer: for texts and stop strings; without it, tables name tokens as the file does.
+
         Raises:
             FileNotFoundError: if there is no file.
             ValueError: if it is damaged or something else, or was made with another model.
@@ -330,7 +336,7 @@ class Timeline(TimelineView):
 
         timeline = cls.__new__(cls)
         engine, sampler, texts = load(path, model)
-        TimelineView.__init__(timeline, engine, texts if tokenizer is None else tokenizer, sampler)
+        TimelineView.__init__(timeline, engine, tokenizer, sampler, texts)
         return timeline
 
     # --- inside ------------------------------------------------------------------------------------------------------

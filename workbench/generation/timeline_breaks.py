@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from workbench.generation.config import GenerationConfig
 from workbench.generation.stopping import StopStringCriteria
 from workbench.generation.timeline_engine import Engine
 from workbench.generation.timeline_input import token_id
@@ -62,15 +63,15 @@ class Breakpoints:
         """
         if not isinstance(eos, bool):
             raise TypeError(f"eos is {eos!r}; it must be True or False.")
-        assert engine.reader.model is not None
-        config = engine.reader.model.config
+        model = engine.reader.model
+        assert model is not None
         token, below = None, probability_below
         if isinstance(below, tuple):
             if len(below) != 2:
                 raise ValueError(f"probability_below is {below!r}; give a probability, or (token id, probability).")
-            token, below = token_id(below[0], config.vocab_size), below[1]
+            token, below = token_id(below[0], model.config.vocab_size), below[1]
         return cls(
-            tuple(config.eos_token_ids) if eos else (),
+            GenerationConfig.of_model(model).eos_token_ids if eos else (),
             _strings(tokenizer, stop_string),
             _number("entropy_above", entropy_above, 0.0, math.inf),
             token,

@@ -163,10 +163,10 @@ class Engine:
         should_stop: ShouldStop,
         on_progress: OnProgress,
     ) -> list[Node]:
-        start = self.reader.cut(min(stop, self.tree.common(parent, self.reader.cached)))
+        known = 0 if parent is None else parent.position + 1
+        start = self.reader.cut(min(stop, self.tree.common(parent, self.reader.cached)), known + len(ids))
         tail = self.tree.tail(parent, start)
         again = parent is not None and stop <= parent.position
-        known = 0 if parent is None else parent.position + 1
         growth = _Growth(known, None if parent is None or again else self.logits(parent))
         sources: Any = [source] * len(ids) if isinstance(source, str) else source
         tokens = [*(node.token for node in tail), *ids]
@@ -216,12 +216,13 @@ class Engine:
         growth.ms, growth.positions = 0.0, 0
 
     def _commit(self, growth: _Growth, parent: Node | None, start: int, tail: list[Node]) -> None:
+        end = growth.known + len(growth.nodes)
         if parent is not None and growth.parent is not None:
             state, row, fixed = growth.parent
-            self.store.put(parent.index, state.clone(), row, self.reader.regime(growth.known), fixed)
+            self.store.put(parent.index, state.clone(), row, self.reader.regime(growth.known, end), fixed)
         for node, (hidden, logits, fixed) in zip(growth.nodes, growth.rows, strict=True):
             last = growth.last if node is growth.nodes[-1] else logits
-            self.store.put(node.index, hidden, last, self.reader.regime(node.position + 1), fixed)
+            self.store.put(node.index, hidden, last, self.reader.regime(node.position + 1, end), fixed)
         self.tree.nodes.extend(growth.nodes)
         read = [*tail, *growth.nodes]
         if self.reader.cache is not None:

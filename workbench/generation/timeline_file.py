@@ -62,18 +62,16 @@ def table(nodes: Iterable[Node], tokenizer: Any, current: set[int]) -> pd.DataFr
 def save(engine: Engine, sampler: Sampler, tokenizer: Any, target: str | os.PathLike[str]) -> None:
     """Writes a timeline; a file that is there is replaced when all is written.
 
+    Args:
+        tokenizer: names tokens, or `Texts`, or `None`.
+
     Raises:
+        FileNotFoundError: if there is no such folder.
         ValueError: if it has no nodes, or its edits are functions.
     """
     path, reader, store = Path(target), engine.reader, engine.store
     nodes = engine.tree.nodes
-    if not nodes:
-        raise ValueError("this timeline is empty. Read a prompt before saving.")
-    if reader.edits.text is None:
-        raise ValueError(
-            "the edits of this timeline are functions or given by point, and a file holds only a list of ready-made "
-            "ones (workbench.edits). Take them back with use(edits=()) before saving, or give ready-made ones."
-        )
+    _check_saving(path, engine)
     held = {**store.full, **store.fixed}
     regimes = sorted(set(store.regimes.values()))
     tensors = _columns(nodes)
@@ -110,6 +108,18 @@ def save(engine: Engine, sampler: Sampler, tokenizer: Any, target: str | os.Path
         partial.unlink(missing_ok=True)
 
 
+def _check_saving(path: Path, engine: Engine) -> None:
+    if not engine.tree.nodes:
+        raise ValueError("this timeline is empty. Read a prompt before saving.")
+    if engine.reader.edits.text is None:
+        raise ValueError(
+            "the edits of this timeline are functions or given by point, and a file holds only a list of ready-made "
+            "ones (workbench.edits). Take them back with use(edits=()) before saving, or give ready-made ones."
+        )
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent}. Make it, or give a path in another one.")
+
+
 def made_with(model: LlamaForCausalLM) -> dict[str, Any]:
     """What a file says of the model."""
     return {"model": model_hash(model), "config": json.loads(json.dumps(model.config.to_dict(), default=str))}
@@ -137,6 +147,8 @@ def _texts(nodes: list[Node], tokenizer: Any) -> dict[str, str]:
     """The text of every token that is in a node or among its most likely ones."""
     if tokenizer is None:
         return {}
+    if isinstance(tokenizer, Texts):
+        return tokenizer.texts
     known = len(tokenizer)  # a model may have more outputs than its tokenizer has tokens
     ids = sorted({i for node in nodes for i in (node.token, *node.top_ids) if i < known})
     return {str(i): text for i, text in zip(ids, tokenizer.pieces(ids), strict=True)}
@@ -149,15 +161,15 @@ class Texts:
     """The part of a tokenizer that a file holds: names of the tokens that occur in it."""
 
     def __init__(self, texts: dict[str, str]) -> None:
-        self._texts = texts
+        self.texts = texts
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """The text of each token; its number where that is not known."""
-        return [self._texts.get(str(i), f"<{i}>") for i in ids]
+        return [self.texts.get(str(i), f"<{i}>") for i in ids]
 
 
-def load(target: str | os.PathLike[str], model: LlamaForCausalLM | None) -> tuple[Engine, Sampler, Texts]:
-    """What `save` wrote, checked.
+def load(target: str | os.PathLike[str], model: LlamaForCausalLM | None) -> tuple[Engine, Sampler, Texts | None]:
+    """What `save` wrote, checked; no texts if it was saved without a tokenizer.
 
     Raises:
         FileNotFoundError: if there is no file.
@@ -177,7 +189,8 @@ def load(target: str | os.PathLike[str], model: LlamaForCausalLM | None) -> tupl
         if model is not None:
             _check_model(path, manifest, model)
         engine = _engine(manifest, tensors, model)
-        return engine, Sampler(**manifest["sampler"]), Texts(manifest["texts"])
+        texts = Texts(manifest["texts"]) if manifest["texts"] else None
+        return engine, Sampler(**manifest["sampler"]), texts
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is damaged or no safetensors file: {error}. Save the timeline again.") from error
     except (KeyError, IndexError, TypeError, AssertionError, RuntimeError) as error:
@@ -223,9 +236,11 @@ def _engine(manifest: dict[str, Any], tensors: dict[str, Tensor], model: LlamaFo
         choice = CacheChoice.of(manifest["cache"], manifest["cache_config"], model.config)
     reader = PathReader(model, choice, EditChoice())
     # Functions are not in a file: whatever such edits gave is not what any later ones give.
-    sets = [EditChoice(text=None) if t is None else EditChoice.of(edits_from_json(t), model) for t in manifest["edits"]]
-    reader.edit_sets, reader.edit_set = sets, manifest["edit_set"]
-    assert 0 <= reader.edit_set < len(sets)
+    sets, at = [EditChoice(text=text) for text in manifest["edits"]], manifest["edit_set"]
+    assert 0 <= at < len(sets)
+    if sets[at].text is not None:
+        sets[at] = EditChoice.of(edits_from_json(sets[at].text), model)
+    reader.edit_sets, reader.edit_set = sets, at
     engine = Engine(reader, Tree(nodes), manifest["logits_budget"])
     engine.made_with = {"model": manifest["model"], "config": manifest["config"]}
     engine.positions_computed = manifest["positions_computed"]

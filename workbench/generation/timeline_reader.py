@@ -148,6 +148,8 @@ class PathReader:
 
     Attributes:
         cached: the node at each position that the cache holds.
+        rope_limit: the longest text that rotary embeddings of type "longrope" rotate with the short factors; 0 with
+            others. (Those of "dynamic" change only past the model's length, where no text is read.)
         observer: who sees the forwards.
     """
 
@@ -158,6 +160,9 @@ class PathReader:
         self.cached: list[int] = []
         self.edit_sets = [EditChoice()]
         self.edit_set = 0
+        rope = {} if model is None else model.config.rope
+        self.rope_limit = int(rope["original_max_position_embeddings"]) if rope.get("rope_type") == "longrope" else 0
+        self._long = False  # whether what the cache holds is rotated as a long text
         self.observer: Observer | None = None
         self.use_edits(edits)
 
@@ -175,6 +180,7 @@ class PathReader:
         if not same:
             self.edit_sets.append(edits)
         if self.edit_set != before:
+            self.edit_sets[before] = EditChoice(text=self.edit_sets[before].text)  # holds no tensors
             self.edit_sets[self.edit_set] = edits  # with a ledger that begins anew
             self.cut(0)
 
@@ -196,9 +202,15 @@ class PathReader:
         self.choice, self.cache = choice, cache
         self.cached = self.cached if kept else []
 
-    def regime(self, length: int) -> str:
-        """What the last of `length` positions is computed under: equal texts give equal numbers where this is equal."""
+    def regime(self, length: int, end: int | None = None) -> str:
+        """What the last of `length` positions is computed under: equal texts give equal numbers where this is equal.
+
+        Args:
+            end: length of the text that was read with it, if it was longer.
+        """
         parts = [f"edits {self.edit_set}"]
+        if self.rope_limit:
+            parts.append("long" if self._is_long(length if end is None else end) else "short")
         if self.cache is not None and (seen := _seen(self.cache, length)):
             parts.append(f"window {seen}")
         if self.cache is not None and not self.cache.exact:
@@ -218,16 +230,20 @@ class PathReader:
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
-    def cut(self, length: int) -> int:
+    def cut(self, length: int, end: int | None = None) -> int:
         """Makes the cache hold the first `length` positions at most; returns how many it does hold.
 
         Where it cannot be cropped so far it holds none. An interrupt between two statements is healed, too.
+
+        Args:
+            end: length of the text that is about to be read; what is rotated otherwise than that is not held.
         """
         cache = self.cache
         if cache is None:
             self.cached = []
             return 0
-        length = min(length, len(self.cached), cache.length)
+        wanted = self._long if end is None else self._is_long(end)
+        length = min(length, len(self.cached), cache.length) if wanted == self._long else 0
         if length < cache.length:
             if length and cache.can_crop(length):
                 cache.crop(length)
@@ -235,7 +251,11 @@ class PathReader:
                 cache.reset()
                 length = 0
         del self.cached[length:]
+        self._long = wanted
         return length
+
+    def _is_long(self, length: int) -> bool:
+        return 0 < self.rope_limit < length
 
     def read(
         self,
@@ -256,7 +276,8 @@ class PathReader:
             Cancelled: if stopped.
         """
         total = len(tokens)
-        step = CHUNK if self.cache is not None else total  # without a cache there is no going on
+        at_once = self.cache is None or start < self.rope_limit < start + total  # no going on, or not alike
+        step = total if at_once else CHUNK
         layers = self.model.config.num_hidden_layers if self.model is not None else 1
         for done in range(0, total, step):
             part = tokens[done : done + step]

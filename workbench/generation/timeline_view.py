@@ -20,6 +20,8 @@ from workbench.model import LlamaForCausalLM
 if TYPE_CHECKING:
     import pandas as pd
 
+    from workbench.generation.timeline_file import Texts
+
 At = Node | int
 
 
@@ -31,8 +33,9 @@ class TimelineView:
         sampler: how tokens are taken.
     """
 
-    def __init__(self, engine: Engine, tokenizer: Any, sampler: Sampler) -> None:
+    def __init__(self, engine: Engine, tokenizer: Any, sampler: Sampler, texts: Texts | None = None) -> None:
         self._engine = engine
+        self._texts = texts  # the file's, if it comes from one
         self.tokenizer = tokenizer
         self.sampler = sampler
 
@@ -74,6 +77,11 @@ class TimelineView:
         return None if standing is None else standing.active
 
     @property
+    def room(self) -> int:
+        """How many tokens may follow the current one, in the model and in the cache."""
+        return max(0, self._engine.room)
+
+    @property
     def positions_computed(self) -> int:
         """By all forwards so far."""
         return self._engine.positions_computed
@@ -113,17 +121,19 @@ class TimelineView:
         """One row a node; surprisal and entropy in nats. `current` says which are the current text."""
         from workbench.generation.timeline_file import table
 
-        return table(self.nodes, self.tokenizer, {node.index for node in self._engine.path})
+        names = self._texts if self.tokenizer is None else self.tokenizer
+        return table(self.nodes, names, {node.index for node in self._engine.path})
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes all of it but the cache into one safetensors file, which is there whole or not at all.
 
         Raises:
+            FileNotFoundError: if there is no such folder.
             ValueError: if there are no nodes, or the edits are functions, which no file holds.
         """
         from workbench.generation.timeline_file import save
 
-        save(self._engine, self.sampler, self.tokenizer, path)
+        save(self._engine, self.sampler, self._texts if self.tokenizer is None else self.tokenizer, path)
 
     @property
     def _model(self) -> LlamaForCausalLM:

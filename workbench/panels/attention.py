@@ -13,6 +13,7 @@ from workbench.session import Session
 from workbench.views import matrix
 
 SIZE = 512  # cells a side that are sent at most
+ROUNDED = "of the keys as they were computed; the cache rounds them"
 PAUSE = 0.3  # seconds between two pictures while tokens stream in
 
 
@@ -50,6 +51,7 @@ class Attention(Panel):
                 config.num_hidden_layers,
                 config.num_attention_heads,
                 config.n_rep,
+                ROUNDED if self.session.attention.rounded else "",
             )
         )
 

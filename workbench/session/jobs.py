@@ -88,7 +88,7 @@ class Jobs(traitlets.HasTraits):
     def _choose(self, run: Run, sampler: Sampler | None) -> None:
         if sampler is not None:
             run.use(sampler)
-            self.sampler = sampler
+            self.sampler = run.sampler
 
     def _check_room(self, run: Run) -> None:
         if run.length >= self.model.config.max_position_embeddings:
@@ -103,7 +103,8 @@ class Jobs(traitlets.HasTraits):
         return self.current
 
     @contextmanager
-    def _job(self) -> Iterator[None]:
+    def _job(self, follow: bool = False) -> Iterator[None]:
+        """What others wait for. The cursor follows what there is then, also after an exception."""
         if not self._lock.acquire(blocking=False):
             raise BusyError("The model is busy with another job. Stop it or wait until it is done.")
         try:
@@ -111,22 +112,21 @@ class Jobs(traitlets.HasTraits):
         finally:
             self.progress = None
             self._lock.release()
+            if follow:
+                self.follow()
 
     @contextmanager
     def _changing(self, follow: bool) -> Iterator[Run]:
-        """A job on the current run, which the cursor follows if all goes well."""
-        with self._job():
+        """A job on the current run."""
+        with self._job(follow):
             yield self._need_run()
-        if follow:
-            self.follow()
 
     def _continue(self, run: Run, count: int, should_stop: Callable[[], bool]) -> list[Node]:
-        room = self.model.config.max_position_embeddings - run.length
-        return self._run_until(run, (None, True, None, None, min(count, room)), should_stop).nodes
+        return self._run_until(run, (None, True, None, None, count), should_stop).nodes
 
     def _run_until(self, run: Run, breakpoints: tuple[Any, ...], should_stop: Callable[[], bool]) -> Stop:
-        room = self.model.config.max_position_embeddings - run.length
-        most = room if breakpoints[-1] is None else breakpoints[-1]
+        room, wanted = run.timeline.room, breakpoints[-1]
+        most = min(wanted, room) if isinstance(wanted, int) else room
         done = 0
 
         def show(node: Node) -> None:

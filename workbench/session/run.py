@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -85,9 +86,13 @@ class Run:
 
     @property
     def attention(self) -> AttentionMap:
-        """Exact attention of the current text, computed on demand."""
+        """Exact attention of the current text, computed on demand; under a cache that rounds keys (`rounded`), that of
+        the keys as they were computed.
+        """
         view = self.captures.view
-        return AttentionMap(view.acts, view.length)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return AttentionMap(view.acts, view.length)
 
     @property
     def lens(self) -> Lens | None:
@@ -112,11 +117,12 @@ class Run:
         self.timeline.read(ids, should_stop=should_stop, on_progress=on_progress)
         self.read_length = len(ids)
 
-    def use(self, sampler: Sampler) -> None:
-        """Chooses tokens with another sampler from now on."""
-        if sampler != self.sampler:
+    def use(self, sampler: Sampler | None, **changes: Any) -> None:
+        """Another sampler, cache or edits from now on: see `Timeline.use`."""
+        before = self.sampler
+        self.timeline.use(sampler, **changes)
+        if self.sampler != before:
             self.one_sampler = self.one_sampler and self.length == self.prompt_length
-            self.timeline.use(sampler)
 
     def rewind(self, node: At, should_stop: Callable[[], bool]) -> None:
         """Moves to a node. What was captured of another branch than the last one is gone, and read again.

@@ -28,7 +28,8 @@ class Session(Jobs):
 
     Methods that compute may be called from any thread, one at a time; each takes `should_stop`, asked between layers
     and between tokens. A failed or stopped call leaves finished tokens in place and everything else as it was. They end
-    with `follow()`, which sets traits; on a worker thread pass `follow=False` and call it where traits may be set.
+    with `follow()`, after an exception too, which sets traits; on a worker thread pass `follow=False` and call it where
+    traits may be set.
 
     Args:
         model: a `LlamaForCausalLM`, or what `workbench.load()` returned.
@@ -63,7 +64,7 @@ class Session(Jobs):
         should_stop: Callable[[], bool] = never,
         follow: bool = True,
     ) -> Run:
-        """Reads a prompt and generates up to `max_new_tokens` tokens after it.
+        """Reads a prompt and generates up to `max_new_tokens` tokens after it, as far as model and cache have room.
 
         The new text replaces the current one as soon as its prompt has been read; until then a failure or a stop leaves
         the current one.
@@ -81,7 +82,7 @@ class Session(Jobs):
         """
         _check_count(max_new_tokens)
         ids = self._tokenize(prompt, chat)
-        with self._job():
+        with self._job(follow):
             kept = self._cache_for(cache, cache_config)
             timeline = Timeline(
                 self.model,
@@ -95,9 +96,7 @@ class Session(Jobs):
             run.read_prompt(ids, should_stop, self._show_reading)
             self.sampler, self.current = run.sampler, run
             self.cache, self.cache_config = kept
-            self._continue(run, max_new_tokens, should_stop)
-        if follow:
-            self.follow()
+            self._continue(run, min(max_new_tokens, run.timeline.room), should_stop)
         return run
 
     def generate(
@@ -108,7 +107,8 @@ class Session(Jobs):
         should_stop: Callable[[], bool] = never,
         follow: bool = True,
     ) -> list[Node]:
-        """Up to `max_new_tokens` more tokens; fewer after an end token, at the model's length, or when stopped.
+        """Up to `max_new_tokens` more tokens; fewer after an end token, where the text fills the model or the cache, or
+        when stopped.
 
         Raises:
             ValueError: if there is no text yet, no room for another token, or the count is negative.
@@ -258,10 +258,9 @@ class Session(Jobs):
                 Timeline(self.model, cache=name, cache_config=options, sampler=sampler, edits=changes.get("edits", ()))
             else:
                 changed = cache is not None or cache_config is not None
-                self.current.timeline.use(
-                    cache=name if changed else None, cache_config=options if changed else None, **changes
+                self.current.use(
+                    sampler, cache=name if changed else None, cache_config=options if changed else None, **changes
                 )
-                self._choose(self.current, sampler)
             self.sampler = sampler or self.sampler
             self.cache, self.cache_config, self.edits = name, options, changes.get("edits", self.edits)
 
@@ -277,10 +276,8 @@ class Session(Jobs):
             raise TypeError(f"run is a {type(run).__name__}; give a Run, as session.run() and session.replay() do.")
         if run.timeline.model is not self.model:
             raise ValueError("this run is one of another model; a session shows runs of its own model.")
-        with self._job():
+        with self._job(follow):
             self.current = run
-        if follow:
-            self.follow()
 
     # --- looking -------------------------------------------------------------------------------------------------
 

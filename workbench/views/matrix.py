@@ -74,8 +74,14 @@ def lens_matrix(lens: Lens, pieces: Sequence[str], piece_of: Callable[[int], str
     return Payload(content, arrays)
 
 
+REASONS = [  # a mask's cell is the number of its reason, from 1
+    {"letter": "C", "label": "causal: the key is after the query"},
+    {"letter": "W", "label": "window: the key is further back than the cache keeps"},
+]
+
+
 def attention_matrix(
-    tile: Tile, pieces: Sequence[str], layer: int, head: int, layers: int, heads: int, n_rep: int
+    tile: Tile, pieces: Sequence[str], layer: int, head: int, layers: int, heads: int, n_rep: int, note: str = ""
 ) -> Payload:
     """One head's weights, queries down and keys across.
 
@@ -83,15 +89,18 @@ def attention_matrix(
         pieces: the text of each token.
         layers, heads: how many there are to choose from.
         n_rep: query heads that share a key/value head.
+        note: what has to be known of the numbers.
     """
     count_q, count_k = tile.weights.shape
     q_index = [tile.q0 + i * tile.factor for i in range(count_q)]
     k_index = [tile.k0 + i * tile.factor for i in range(count_k)]
+    later = np.array(k_index)[None] > np.array(q_index)[:, None]
+    mask = np.where(tile.masked, np.where(later, 1, 2), 0).astype(np.uint8)
     pooled = None if tile.factor == 1 else {"factor": tile.factor, "how": "max"}
     content: dict[str, Any] = {
         "kind": "attention",
         "title": "Attention",
-        "subtitle": f"layer {layer}, head {head} (key/value head {head // n_rep})",
+        "subtitle": f"layer {layer}, head {head} (key/value head {head // n_rep})" + (f" · {note}" if note else ""),
         "rows": [pieces[i] for i in q_index],
         "cols": [pieces[i] for i in k_index],
         "row_title": "query",
@@ -105,11 +114,11 @@ def attention_matrix(
         "metric": "weight",
         "metrics": ATTENTION_METRICS,
         "controls": [_choice("layer", "Layer", layer, layers), _choice("head", "Head", head, heads)],
-        "mask_reasons": [{"letter": "C", "label": "causal: the key is after the query"}],
+        "mask_reasons": REASONS[: 1 + bool((mask == 2).any())],
         "sink_apart": tile.k0 == 0 and count_k > 1,
         "pooled": pooled,
     }
-    return Payload(content, {"weight": tile.weights, "mask": tile.masked.astype(np.uint8)})
+    return Payload(content, {"weight": tile.weights, "mask": mask})
 
 
 def _choice(name: str, label: str, value: int, count: int) -> dict[str, Any]:
