@@ -269,7 +269,8 @@ class Activations:
             series.append(part, len(series.sizes) if step is None else step, positions)
 
     def extend(self, other: Activations) -> None:
-        """Adds all positions of another capture of the same points; it stays as it is, and shares what it holds.
+        """Adds all positions of another capture of the same points; it stays as it is, and shares what it holds: crop
+        only this one afterwards, because what is computed from other points reads the other one's.
 
         Raises:
             ValueError: if other heads were kept of it.
