@@ -94,6 +94,11 @@ def rank_candidates(logits: Float[Tensor, " vocab"], sampler: Sampler, top: int 
     return [Candidate(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
+def entropy_of(logits: Float[Tensor, " vocab"]) -> float:
+    """Entropy of the plain softmax, in nats."""
+    return float(torch.special.entr(logits.float().softmax(-1)).sum())
+
+
 def draw(logits: Float[Tensor, " vocab"], sampler: Sampler, position: int) -> int:
     """The token a sampler takes for a position: its random numbers depend on its seed and on the position only.
 

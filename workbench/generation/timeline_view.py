@@ -12,7 +12,7 @@ from workbench.cache import KVCache
 from workbench.generation.sampling import Sampler
 from workbench.generation.timeline_engine import Engine
 from workbench.generation.timeline_input import count_of
-from workbench.generation.timeline_scores import TOP, Candidate, rank_candidates
+from workbench.generation.timeline_scores import TOP, Candidate, entropy_of, rank_candidates
 from workbench.generation.timeline_tree import Node
 from workbench.instrument import ActiveEdits
 from workbench.model import LlamaForCausalLM
@@ -116,6 +116,16 @@ class TimelineView:
         return rank_candidates(
             self._engine.logits(found), checked_sampler(sampler) or self.sampler, count_of("top", top)
         )
+
+    def entropy(self, node: At | None = None) -> float:
+        """How undecided the prediction of the token after a node (default the current one) is, in nats; no forward
+        runs.
+        """
+        return entropy_of(self._engine.logits(self._need_text() if node is None else self._engine.tree.node(node)))
+
+    def is_fresh(self, node: At) -> bool:
+        """Whether what came after a node is what the present cache and edits would give."""
+        return self._engine.is_fresh(self._engine.tree.node(node))
 
     def to_pandas(self) -> pd.DataFrame:
         """One row a node; surprisal and entropy in nats. `current` says which are the current text."""

@@ -40,6 +40,7 @@ class Jobs(traitlets.HasTraits):
     """The state of a session, and what its methods share."""
 
     revision = traitlets.Int(0, help="counts the changes of the text that were followed")
+    choices = traitlets.Int(0, help="counts the changes of sampler, cache and edits by `use`")
 
     def __init__(self, model: LlamaForCausalLM, tokenizer: LlamaTokenizer, name: str) -> None:
         super().__init__()
@@ -55,6 +56,11 @@ class Jobs(traitlets.HasTraits):
         self.cursor = Cursor(model.config.num_hidden_layers, model.config.num_attention_heads)
         self._lock = threading.Lock()
         self._followed: tuple[Run | None, Node | None] = (None, None)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job runs on the model."""
+        return self._lock.locked()
 
     def follow(self) -> None:
         """Tells the cursor and the panels of new tokens. Sets traits, so call it where the page's other traits are set.

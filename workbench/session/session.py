@@ -263,6 +263,7 @@ class Session(Jobs):
                 )
             self.sampler = sampler or self.sampler
             self.cache, self.cache_config, self.edits = name, options, changes.get("edits", self.edits)
+        self.choices += 1
 
     def show(self, run: Run, *, follow: bool = True) -> None:
         """Makes a run of this model, such as one that `replay` gave, the current one.
