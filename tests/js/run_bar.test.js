@@ -3,7 +3,7 @@ import widget from "../../workbench/widgets/src/run_bar.widget.js";
 import { statusWords } from "../../workbench/widgets/src/run_bar_status.js";
 import { FakeModel, mount } from "./fake_model.js";
 
-const SETTINGS = { max_new_tokens: 32, temperature: 0, top_p: 1, seed: 7, chat: false };
+const SETTINGS = { max_new_tokens: 32, temperature: 0, top_k: 0, top_p: 1, seed: 7, chat: false };
 let model, view;
 
 beforeEach(() => {
@@ -126,4 +126,10 @@ describe("around it", () => {
     view.unmount();
     expect(model.listening()).toBe(0);
   });
+});
+
+it("settings that the kernel changes leave alone what the user has typed into the others", () => {
+  type(field("New tokens"), "50");
+  model.set("settings", { ...SETTINGS, temperature: 0.7, top_k: 40 });
+  expect([field("New tokens").value, field("Temperature").value, field("Top-k").value]).toEqual(["50", "0.7", "40"]);
 });

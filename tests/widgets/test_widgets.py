@@ -14,7 +14,14 @@ from workbench.widgets import Matrix, RunBar, TokenStrip
 class TestRunBar:
     def test_settings_are_completed(self) -> None:
         bar = RunBar(settings={"seed": 3})
-        assert bar.settings == {"max_new_tokens": 32, "temperature": 0.0, "top_p": 1.0, "seed": 3, "chat": False}
+        assert bar.settings == {
+            "max_new_tokens": 32,
+            "temperature": 0.0,
+            "top_k": 0,
+            "top_p": 1.0,
+            "seed": 3,
+            "chat": False,
+        }
 
     def test_unknown_settings_are_named(self) -> None:
         with pytest.raises(traitlets.TraitError, match="unknown settings beam; allowed are max_new_tokens"):

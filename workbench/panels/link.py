@@ -10,11 +10,14 @@ from functools import partial
 from typing import Any
 
 from workbench.generation import Sampler
+from workbench.generation.timeline import Node
 from workbench.instrument import Cancelled
 from workbench.session import BusyError, Run, Session
 from workbench.widgets.base import error_text, running_loop
 
 TICK = 0.05  # seconds between two looks at a running job: at most 20 messages a second for each widget
+
+STOPPED = {"run": "while reading the prompt", "move": "while reading the branch again"}
 
 Work = Callable[[Callable[[], bool]], Any]
 Status = dict[str, Any]
@@ -69,6 +72,7 @@ class Link:
         self._following = False
         self._loop = running_loop()
         session.observe(self._text_changed, "revision")
+        session.observe(lambda change: self.notify(), "choices")
 
     @classmethod
     def of(cls, session: Session) -> Link:
@@ -115,6 +119,16 @@ class Link:
         else:
             self._start("step", lambda stop: session.step(sampler=sampler, should_stop=stop, follow=False))
 
+    def branch(self, node: int, token: int) -> Job:
+        """Starts taking another token behind a node."""
+        session = self.session
+        return self._start("branch", lambda stop: session.branch(node, token, should_stop=stop, follow=False))
+
+    def rewind(self, node: Node) -> Job:
+        """Starts moving to a node, on whatever branch."""
+        session = self.session
+        return self._start("move", lambda stop: session.rewind(node, should_stop=stop, follow=False))
+
     def stop(self) -> None:
         """Asks whatever runs to stop."""
         self._lens_held = True
@@ -138,7 +152,7 @@ class Link:
 
     # --- jobs ----------------------------------------------------------------------------------------------------
 
-    def _start(self, label: str, work: Work) -> None:
+    def _start(self, label: str, work: Work) -> Job:
         if self.job is not None:
             raise BusyError(f"A {self.job.label} is still going on. Press Stop first, or wait until it is done.")
         if self.background is not None:
@@ -146,8 +160,9 @@ class Link:
         self._lens_held = False
         self.job = Job(label, work, after=self.background)
         self.status = _status("running", "Starting …", elapsed=0.0)
-        self._launch(self.job)
+        self._launch(job := self.job)
         self.notify()
+        return job
 
     def _start_lens(self) -> None:
         run = self.session.current
@@ -202,7 +217,7 @@ class Link:
         run = self.session.current
         if isinstance(job.error, Cancelled):
             kept = "The text before it is kept." if run is not None else "Nothing was read."
-            where = "before the token was complete" if job.label == "step" else "while reading the prompt"
+            where = STOPPED.get(job.label, "before the token was complete")
             self.status = _status("stopped", f"Stopped {where}. {kept}", elapsed=job.elapsed)
         elif job.error is not None:
             self.status = _failure(job.error, job.elapsed)
@@ -227,7 +242,8 @@ class Link:
 
 def sampler_of(settings: dict[str, Any]) -> Sampler:
     """The run bar's settings as a sampler."""
-    return Sampler(float(settings["temperature"]), 0, float(settings["top_p"]), int(settings["seed"]))
+    top_k = int(settings.get("top_k", 0))
+    return Sampler(float(settings["temperature"]), top_k, float(settings["top_p"]), int(settings["seed"]))
 
 
 def _status(

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from workbench import widgets
+from workbench.generation import Sampler
 from workbench.panels.panel import Panel
 from workbench.session import Run, Session
 
@@ -26,8 +27,9 @@ class RunBar(Panel):
         widget = widgets.RunBar(
             model_line=model_line(session),
             prompt=prompt or (run.prompt if run else ""),
-            settings={"max_new_tokens": max_new_tokens},
+            settings={"max_new_tokens": max_new_tokens, **_sampling(session.sampler)},
         )
+        self._sampler = session.sampler
         super().__init__(session, widget)
 
     def refresh(self) -> None:
@@ -37,13 +39,18 @@ class RunBar(Panel):
         if run is not None and run is not self._shown:
             self._shown = run
             self.widget.prompt = run.prompt
+        if self.session.sampler != self._sampler:
+            self._sampler = self.session.sampler
+            self.widget.settings = {**self.widget.settings, **_sampling(self._sampler)}
 
     def act(self, name: str, params: dict[str, Any]) -> None:
         """`run`, `step` and `stop`."""
         if name == "run":
             self.link.run(params["prompt"], params["settings"])
+            self.widget.settings = params["settings"]
         elif name == "step":
             self.link.step(params["prompt"], params["settings"])
+            self.widget.settings = params["settings"]
         elif name == "stop":
             self.link.stop()
         else:
@@ -67,6 +74,10 @@ class RunBar(Panel):
     def data(self) -> pd.DataFrame:
         """The current text, one row a token."""
         return self.session.to_pandas()
+
+
+def _sampling(sampler: Sampler) -> dict[str, Any]:
+    return {name: getattr(sampler, name) for name in ("temperature", "top_k", "top_p", "seed")}
 
 
 def _way(run: Run) -> list[str]:

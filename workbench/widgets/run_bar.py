@@ -9,7 +9,10 @@ import traitlets
 from workbench.widgets.base import STATIC, WorkbenchWidget
 
 STATES = ("idle", "running", "done", "stopped", "error")
-DEFAULT_SETTINGS: dict[str, Any] = {"max_new_tokens": 32, "temperature": 0.0, "top_p": 1.0, "seed": 0, "chat": False}
+DEFAULT_SETTINGS: dict[str, Any] = {
+    "max_new_tokens": 32, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "seed": 0,
+    "chat": False,
+}  # fmt: skip
 DEFAULT_STATUS: dict[str, Any] = {"state": "idle", "text": ""}
 
 

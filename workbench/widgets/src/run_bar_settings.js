@@ -9,6 +9,7 @@ import { freshId, h, setAttributes } from "./dom.js";
 const FIELDS = [
   field("max_new_tokens", "New tokens", true, 4096, "1", "How many tokens to generate at most"),
   field("temperature", "Temperature", false, 100, "0.1", "0 = greedy: always the most probable token"),
+  field("top_k", "Top-k", true, 1000000, "1", "Sample from this many of the most probable tokens; 0 = all"),
   field("top_p", "Top-p", false, 1, "0.05", "Sample from the fewest tokens with this much probability; 1 = all"),
   field("seed", "Seed", true, 4294967295, "1", "The same seed gives the same tokens"),
 ];
@@ -17,7 +18,7 @@ const FIELDS = [
  * @param {string} name @param {string} label @param {boolean} whole @param {number} high @param {string} step @param {string} title
  * @returns {Field}
  */
-function field(name, label, whole, high, step, title) {
+export function field(name, label, whole, high, step, title) {
   return { name, label, whole, low: 0, high, step, title };
 }
 
@@ -40,7 +41,7 @@ function mark(input, bad) {
 }
 
 /** @param {Field} field */
-function numberInput(field) {
+export function numberInput(field) {
   const { name, title, low: min, high: max, step } = field;
   const id = freshId(name);
   const style = `width: ${name === "seed" ? 102 : 58}px`;
@@ -54,6 +55,10 @@ export function makeSettings() {
   const chat = h("input", { type: "checkbox" });
   const chatNode = h("label", { class: "wb-field wb-check", title: "Wrap the prompt in the model's chat template" }, chat, "Chat template");
   const node = h("span", { class: "wb-bar wb-settings" }, ...inputs.map((i) => i.node), chatNode);
+
+  /** What the kernel has set last: a setting that it leaves as it was keeps what the user has typed since.
+   * @type {Record<string, any>} */
+  let written = {};
 
   return {
     node,
@@ -73,10 +78,12 @@ export function makeSettings() {
     /** @param {Record<string, any>} settings */
     write(settings) {
       for (const { field, input } of inputs) {
-        if (settings[field.name] !== undefined) input.value = String(settings[field.name]);
+        const value = settings[field.name];
+        if (value !== undefined && value !== written[field.name]) input.value = String(value);
         mark(input, fieldProblem(field, input.valueAsNumber) !== "");
       }
-      chat.checked = Boolean(settings.chat);
+      if (settings.chat !== written.chat) chat.checked = Boolean(settings.chat);
+      written = { ...settings };
     },
   };
 }

@@ -188,6 +188,7 @@ var RUN_BAR_CSS = `
 var FIELDS = [
   field("max_new_tokens", "New tokens", true, 4096, "1", "How many tokens to generate at most"),
   field("temperature", "Temperature", false, 100, "0.1", "0 = greedy: always the most probable token"),
+  field("top_k", "Top-k", true, 1e6, "1", "Sample from this many of the most probable tokens; 0 = all"),
   field("top_p", "Top-p", false, 1, "0.05", "Sample from the fewest tokens with this much probability; 1 = all"),
   field("seed", "Seed", true, 4294967295, "1", "The same seed gives the same tokens")
 ];
@@ -217,6 +218,7 @@ function makeSettings() {
   const chat = h("input", { type: "checkbox" });
   const chatNode = h("label", { class: "wb-field wb-check", title: "Wrap the prompt in the model's chat template" }, chat, "Chat template");
   const node = h("span", { class: "wb-bar wb-settings" }, ...inputs.map((i) => i.node), chatNode);
+  let written = {};
   return {
     node,
     /** @returns {{values: Record<string, number | boolean>, problem: string}} */
@@ -234,10 +236,12 @@ function makeSettings() {
     /** @param {Record<string, any>} settings */
     write(settings) {
       for (const { field: field2, input } of inputs) {
-        if (settings[field2.name] !== void 0) input.value = String(settings[field2.name]);
+        const value = settings[field2.name];
+        if (value !== void 0 && value !== written[field2.name]) input.value = String(value);
         mark(input, fieldProblem(field2, input.valueAsNumber) !== "");
       }
-      chat.checked = Boolean(settings.chat);
+      if (settings.chat !== written.chat) chat.checked = Boolean(settings.chat);
+      written = { ...settings };
     }
   };
 }
