@@ -170,7 +170,7 @@ def test_a_refused_prompt_is_explained_and_the_session_goes_on(page, prompt, wor
 
 def test_a_number_out_of_range_is_refused_before_anything_runs(page):
     before = page.notebook.kernel("session.cursor.run")
-    page.notebook.page.get_by_label("Temperature").fill("-1")
+    page.notebook.page.get_by_test_id("wb-run-bar").get_by_label("Temperature").fill("-1")
     page.run("Hello", 2)
     problem = page.notebook.page.get_by_test_id("wb-run-bar").get_by_role("alert")
     problem.wait_for()
@@ -220,5 +220,5 @@ def test_screenshots(page, theme):
     page.notebook.page.screenshot(path=SHOTS / f"quickstart-{theme.lower()}.png")
     drawn = [int(value) for value in page.notebook.page.evaluate(
         "() => [...document.querySelectorAll('[data-drawn]')].map(node => node.dataset.drawn)")]  # fmt: skip
-    assert len(drawn) == 4
+    assert len(drawn) == 5
     assert min(drawn) >= 1

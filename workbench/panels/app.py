@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipywidgets
 
 from workbench.panels.attention import Attention
+from workbench.panels.generation import Generation
 from workbench.panels.lens import Lens
 from workbench.panels.run_bar import RunBar
 from workbench.panels.token_strip import TokenStrip
@@ -12,7 +13,7 @@ from workbench.session import Session
 
 
 class Workbench(ipywidgets.VBox):
-    """Run bar, token strip, lens and attention of one session, linked.
+    """Run bar, token strip, generation, lens and attention of one session, linked.
 
     Args:
         session: what to show; default a new one on the default model.
@@ -27,6 +28,7 @@ class Workbench(ipywidgets.VBox):
         self.session = session
         self.run_bar = RunBar(session, prompt, max_new_tokens)
         self.token_strip = TokenStrip(session)
+        self.generation = Generation(session)
         self.lens = Lens(session)
         self.attention = Attention(session)
         # Side by side where there is room for both, else one below the other.
@@ -36,10 +38,10 @@ class Workbench(ipywidgets.VBox):
             [self.lens, self.attention],
             layout=ipywidgets.Layout(display="flex", flex_flow="row wrap", grid_gap="8px 24px"),
         )
-        super().__init__([self.run_bar, self.token_strip, self._row])
+        super().__init__([self.run_bar, self.token_strip, self.generation, self._row])
 
     def close(self) -> None:
         """Closes every panel."""
-        for part in (self.run_bar, self.token_strip, self.lens, self.attention, self._row):
+        for part in (self.run_bar, self.token_strip, self.generation, self.lens, self.attention, self._row):
             part.close()
         super().close()

@@ -31,6 +31,11 @@ export function probability(p) {
   return p !== 0 && p < 0.0001 ? minus(p.toExponential(1)) : p.toFixed(p < 0.1 ? 4 : 3);
 }
 
+/** A number in a column: as many decimals as the others there. @param {number} value @param {number} [decimals] */
+export function aligned(value, decimals = 2) {
+  return Number.isFinite(value) ? minus(value.toFixed(decimals)) : exact(value);
+}
+
 /** Seconds since a start. @param {number} seconds */
 export function duration(seconds) {
   if (seconds < 60) return `${seconds.toFixed(1)} s`;
