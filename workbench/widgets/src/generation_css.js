@@ -52,9 +52,9 @@ export const GENERATION_CSS = `
 .wb .wb-gen-branches button { max-width: 100%; overflow: hidden; text-overflow: ellipsis; }
 .wb .wb-gen-branches button[aria-current=true] { border-color: var(--wb-accent); box-shadow: inset 0 0 0 1px var(--wb-accent); }
 .wb-gen-said { min-height: 17px; font-size: 11px; color: var(--wb-muted); overflow-wrap: anywhere; margin-top: 4px; }
-.wb-generation .wb-gen-stop { visibility: hidden; }
-.wb-generation[data-state=running] .wb-gen-stop { visibility: visible; transition: visibility 0s 0.4s; }
-.wb-gen-body { opacity: 1; }
+.wb-generation:not([data-state=running]) .wb-gen-stop { display: none; }
+.wb-generation[data-state=running] :is(.wb-gen-stop, .wb-gen-state) { animation: wb-late 0s 0.3s both; }
+@keyframes wb-late { from { opacity: 0; } to { opacity: 1; } }
 .wb-generation[data-state=running] .wb-gen-body { opacity: 0.6; transition: opacity 0.15s 0.3s; }
 .wb-generation[data-state=running] .wb-gen-table tbody tr { cursor: progress; }
 `;
