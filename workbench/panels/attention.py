@@ -39,7 +39,8 @@ class Attention(Panel):
             words = "Run a prompt to see which tokens each token attends to."
             self._draw(matrix.empty("attention", "Attention", words))
             return
-        tile = self.session.attention.tile(cursor.layer, cursor.head, slice(None), slice(None), SIZE)
+        attention = self.session.attention
+        tile = attention.tile(cursor.layer, cursor.head, slice(None), slice(None), SIZE)
         config = self.session.model.config
         pieces = self.session.tokenizer.pieces(run.token_ids)
         self._draw(
@@ -51,7 +52,7 @@ class Attention(Panel):
                 config.num_hidden_layers,
                 config.num_attention_heads,
                 config.n_rep,
-                ROUNDED if self.session.attention.rounded else "",
+                ROUNDED if attention.rounded else "",
             )
         )
 
